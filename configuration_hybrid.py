@@ -1,0 +1,125 @@
+"""Configuration of the hybrid embedder: a frozen LLM whose states feed an encoder."""
+
+from transformers import AutoConfig, PreTrainedConfig
+
+# Encoders whose position table starts after the padding row: real tokens count from pad_token_id + 1.
+# Every other encoder counts from 0.
+_POSITIONS_START_AFTER_PAD = frozenset(
+    {"camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+)
+
+_AUTO_MAP = {
+    "AutoConfig": "configuration_hybrid.HybridConfig",
+    "AutoModel": "modeling_hybrid.HybridModel",
+    "AutoModelForSequenceClassification": "modeling_hybrid.HybridForSequenceClassification",
+}
+
+
+def _as_config(config):
+    """`config` as a `PreTrainedConfig`; saved files hold sub-configurations as dictionaries."""
+    if isinstance(config, dict):
+        return AutoConfig.for_model(**config)
+    return config
+
+
+def _keep_blocks(llm_config, depth: int, kept: int):
+    """A copy of `llm_config` with the first `kept` of `depth` blocks, its per-layer lists (`layer_types`, ...) cut alike."""
+    values = llm_config.to_dict()
+    for name, value in values.items():
+        if isinstance(value, list) and len(value) == depth and ("layer" in name or "block" in name):
+            values[name] = value[:kept]
+    values["num_hidden_layers"] = kept
+    return type(llm_config).from_dict(values)
+
+
+class HybridConfig(PreTrainedConfig):
+    """Describes a [`HybridModel`].
+
+    Args:
+        llm_config (`PreTrainedConfig` or `dict`):
+            A decoder-only LLM (Gemma, Llama, Qwen3, ...). Its blocks above the deepest of `llm_layers` are dropped.
+        encoder_config (`PreTrainedConfig` or `dict`, *optional*):
+            An encoder that accepts `inputs_embeds` (RoBERTa, XLM-R, BERT, ModernBERT, ...). `None` is the LLM-only
+            baseline: the merged LLM states themselves are the output.
+        llm_layers (`list[int]`):
+            The layers whose states are read, counted as `hidden_states` counts them: 1 is the output of the first
+            block, `llm_depth` the output of the last one after the final norm.
+        layer_pooling (`str`, defaults to `"mean"`):
+            How the standardised states of several layers are merged, dimension by dimension: `"mean"` or `"max"`.
+        llm_depth (`int`, *optional*):
+            The number of blocks of the whole LLM; by default that of `llm_config` as it is given here.
+        projector_dropout (`float`, defaults to 0.0):
+            Dropout of the merged LLM states in front of the projector, in training.
+
+    Raises:
+        ValueError: if `llm_layers` is empty, repeats a layer or names one that the LLM does not have, or if
+            `layer_pooling` or `projector_dropout` is not a possible value.
+    """
+
+    model_type = "hybrid_embedder"
+    sub_configs = {"llm_config": AutoConfig, "encoder_config": AutoConfig}
+
+    def __init__(
+        self,
+        llm_config=None,
+        encoder_config=None,
+        llm_layers=None,
+        layer_pooling="mean",
+        llm_depth=None,
+        projector_dropout=0.0,
+        **kwargs,
+    ):
+        if llm_config is None:
+            # transformers builds a default instance of every config class to see what differs from it.
+            llm_config, llm_layers = AutoConfig.for_model("gemma", num_hidden_layers=1), [1]
+        llm_config, encoder_config = _as_config(llm_config), _as_config(encoder_config)
+        # A multimodal checkpoint (Gemma 3 4B and larger) keeps its language model's settings one level down.
+        llm_config = llm_config.get_text_config(decoder=True)
+        depth = llm_depth or llm_config.num_hidden_layers
+        layers = [llm_layers] if isinstance(llm_layers, int) else sorted(llm_layers or [])
+        if not layers:
+            raise ValueError("llm_layers is empty: name at least one layer of the LLM, e.g. llm_layers=[7].")
+        if len(set(layers)) < len(layers):
+            raise ValueError(f"llm_layers={layers} names a layer twice.")
+        unknown = [layer for layer in layers if not 1 <= layer <= depth]
+        if unknown:
+            raise ValueError(f"llm_layers={layers}: {unknown} not in this LLM, whose layers are 1 to {depth}.")
+        if layer_pooling not in ("mean", "max"):
+            raise ValueError(f"layer_pooling must be 'mean' or 'max', not {layer_pooling!r}.")
+        if not 0.0 <= projector_dropout < 1.0:
+            raise ValueError(f"projector_dropout must be at least 0 and below 1, not {projector_dropout}.")
+
+        self.llm_config = _keep_blocks(llm_config, llm_config.num_hidden_layers, layers[-1])
+        self.encoder_config = encoder_config
+        self.llm_layers = layers
+        self.layer_pooling = layer_pooling
+        self.llm_depth = depth
+        self.projector_dropout = projector_dropout
+
+        # sentence-transformers reads these three at top level.
+        self.hidden_size = (encoder_config or llm_config).hidden_size
+        self.vocab_size = llm_config.vocab_size
+        self.max_position_embeddings = llm_config.max_position_embeddings
+        if encoder_config is not None:
+            self.max_position_embeddings = min(
+                self.max_position_embeddings, encoder_config.max_position_embeddings - self.encoder_position_offset
+            )
+        # One repository serves the embedding model and the classifier.
+        kwargs.setdefault("auto_map", dict(_AUTO_MAP))
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("hidden_size", "vocab_size", "max_position_embeddings")}
+        super().__init__(**kwargs)
+
+    @property
+    def encoder_position_offset(self) -> int:
+        """The encoder's position id of a text's first token: `pad_token_id + 1` in the RoBERTa family, else 0."""
+        if self.encoder_config.model_type in _POSITIONS_START_AFTER_PAD:
+            return self.encoder_config.pad_token_id + 1
+        return 0
+
+    @property
+    def reads_final_norm(self) -> bool:
+        """Whether the deepest layer read is the LLM's last, whose `hidden_states` entry is after the final norm."""
+        return self.llm_layers[-1] == self.llm_depth
+
+
+__all__ = ["HybridConfig"]

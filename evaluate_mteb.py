@@ -1,0 +1,127 @@
+"""Measures embedding models with mteb.
+
+    python evaluate_mteb.py run runs/counterfactual/final --tasks AmazonCounterfactual Emotion
+
+Any SentenceTransformer directory or Hub id is scored by `mteb.evaluate`. Finished tasks are skipped on a second run, a
+task that fails is reported and the others go on, and the scores stay in --results as mteb's own JSON.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+from pathlib import Path
+
+import mteb
+from mteb.models import SentenceTransformerEncoderWrapper
+from sentence_transformers import SentenceTransformer
+
+from backbones import backbone_revision, explained_load_errors, resolve_backbone
+from tasks import get_task
+
+logger = logging.getLogger(__name__)
+
+
+def main():
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    run_parser = commands.add_parser("run", help="score one model")
+    run_parser.add_argument("model", help="a SentenceTransformer directory or Hub id")
+    which = run_parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--tasks", nargs="+", metavar="TASK", help="mteb's names; Classification may be left out")
+    which.add_argument("--benchmark", help='the tasks of a benchmark, e.g. "MTEB(eng, v2)"')
+    run_parser.add_argument("--types", nargs="+", metavar="TYPE", help="of --benchmark only these, e.g. Classification")
+    run_parser.add_argument("--subset", help="language of multilingual tasks, as mteb names it; English first")
+    run_parser.add_argument("--revision", help="commit, branch or tag of a model on the Hub")
+    run_parser.add_argument("--results", default="results/mteb", help="where mteb keeps the scores")
+    run_parser.add_argument("--dataset-root", help="a local folder laid out as the Hub below datasets/, to read instead")
+    run_parser.add_argument("--split", default="test", help="the split to score on; validation to choose by")
+    run_parser.add_argument("--batch-size", type=int, default=32)
+    run_parser.add_argument("--overwrite", action="store_true", help="score again what is already there")
+    args = parser.parse_args()
+    try:
+        sys.exit(run(args))
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        sys.exit(f"evaluate_mteb.py: {error}")
+
+
+def run(args) -> int:
+    """Scores a model, prints a table and returns the exit status: 1 if a task failed."""
+    if args.types and not args.benchmark:
+        raise ValueError("--types chooses among the tasks of a --benchmark.")
+    if args.benchmark:
+        chosen = [task for task in mteb.get_benchmark(args.benchmark).tasks if task.metadata.type in (args.types or [task.metadata.type])]
+        names = [task.metadata.name for task in chosen]
+    else:
+        names = args.tasks
+    tasks = [get_task(name, args.subset, args.dataset_root, args.split) for name in names]
+
+    model = load_model(args.model, args.revision)
+    rows, failed = [], []
+    for task in tasks:
+        try:
+            rows.append(score(model, task, args.results, args.batch_size, args.overwrite, args.dataset_root))
+        except Exception as error:  # one task's failure must not lose the others
+            logger.exception("%s failed", task.metadata.name)
+            failed.append((task.metadata.name, error))
+    print_table(rows)
+    for name, error in failed:
+        print(f"FAILED {name}: {type(error).__name__}: {error}")
+    return 1 if failed else 0
+
+
+def load_model(name: str, revision: str | None = None) -> SentenceTransformerEncoderWrapper:
+    """The model as mteb runs it. A local directory is named for its path and the hash of its files, so that two models
+    never share results."""
+    path = resolve_backbone(name)
+    with explained_load_errors(name):
+        model = SentenceTransformer(path, revision=revision, trust_remote_code=True)
+    wrapper = SentenceTransformerEncoderWrapper(model)
+    if Path(path).is_dir():
+        local = name if name != path else "-".join(Path(path).resolve().parts[-2:])
+        identity = {"name": f"local/{local}", "revision": backbone_revision(path)}
+        wrapper.mteb_model_meta = wrapper.mteb_model_meta.model_copy(update=identity)
+    return wrapper
+
+
+def score(model, task, results, batch_size=32, overwrite=False, dataset_root=None) -> dict:
+    """One task's scores through `mteb.evaluate`: accuracy, macro F1, and the deviation over mteb's experiments."""
+    (split,) = task.eval_splits
+    cache = mteb.ResultCache(results)
+    result = mteb.evaluate(
+        model,
+        task,
+        cache=cache,
+        encode_kwargs={"batch_size": batch_size, "show_progress_bar": True},
+        overwrite_strategy="always" if overwrite else "only-missing",
+    )
+    scores = result.task_results[0].scores[split][0]
+    if dataset_root is not None:
+        meta = model.mteb_model_meta
+        path = cache.get_task_result_path(task.metadata.name, meta)
+        _record_source(path, task)
+    accuracies = [experiment["accuracy"] for experiment in scores["scores_per_experiment"]]
+    return {
+        "task": task.metadata.name,
+        "split": split,
+        "accuracy": scores["accuracy"],
+        "f1": scores["f1"],
+        "accuracy_deviation": statistics.stdev(accuracies),
+    }
+
+
+def _record_source(path: Path, task):
+    """mteb's JSON says which revision of the dataset its task names; beside it we say where the data came from."""
+    path.with_suffix(".source.json").write_text(json.dumps({"dataset": task.metadata.dataset}, indent=2) + "\n")
+
+
+def print_table(rows):
+    print(f"{'task':<40} {'split':<10} {'accuracy':>8} {'± (10 experiments)':>18} {'F1':>8}")
+    for row in rows:
+        print(f"{row['task']:<40} {row['split']:<10} {row['accuracy']:>8.4f} {row['accuracy_deviation']:>18.4f} {row['f1']:>8.4f}")
+
+
+if __name__ == "__main__":
+    main()

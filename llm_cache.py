@@ -1,0 +1,159 @@
+"""A disk cache of the frozen LLM's hidden states: computed once, then read by every epoch, seed and layer choice.
+
+Layout, all tensors in safetensors files, memory-mapped when read:
+
+    <cache_dir>/<hash of the key>/key.json             what the states depend on: LLM, revision, precision, length
+    <cache_dir>/<hash of the key>/layer-07/<id>.safetensors
+        keys    (texts, 16) uint8                      a hash of each text
+        ends    (texts,) int64                         where each text's tokens end
+        states  (tokens, LLM hidden size)              the texts' states, one after the other, without padding
+
+A shard is written under a temporary name and renamed, so a killed run loses at most the shard it was at, and several
+processes may fill one cache at once: at worst a text is stored twice.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+TOKENS_PER_BATCH = 4096
+TOKENS_PER_SHARD = 16384
+
+
+def text_key(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+class LLMStateCache:
+    """The states of one LLM at some of its layers.
+
+    Args:
+        cache_dir: the directory of all caches.
+        key: JSON values that the states depend on, apart from text and layer. Another key is another cache.
+        llm_layers: the layers to store and read, in the order in which [`states`] stacks them.
+        dtype: precision on disk. bfloat16 halves the space and rounds.
+    """
+
+    def __init__(self, cache_dir, key: dict, llm_layers: list[int], dtype: torch.dtype = torch.float32):
+        key = {**key, "dtype": str(dtype)}
+        text = json.dumps(key, indent=2, sort_keys=True)
+        self.directory = Path(cache_dir) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.llm_layers = llm_layers
+        self.dtype = dtype
+        self._index = {layer: {} for layer in llm_layers}  # text hash -> (shard, first token, end)
+        self._shards = {}
+        for layer in llm_layers:
+            self._layer_directory(layer).mkdir(parents=True, exist_ok=True)
+            for path in sorted(self._layer_directory(layer).glob("*.safetensors")):
+                self._read_index(layer, path)
+        if not (self.directory / "key.json").exists():
+            _write_whole(self.directory / "key.json", lambda path: path.write_text(text))
+
+    def __contains__(self, text: str) -> bool:
+        key = text_key(text)
+        return all(key in index for index in self._index.values())
+
+    def fill(self, model, tokenizer, texts, max_length: int):
+        """Computes and stores the states of those `texts` that are not there yet, with a progress bar.
+
+        `model` is a [`HybridModel`] with (at least) this cache's layers; `tokenizer` is its LLM's.
+        """
+        missing = list(dict.fromkeys(text for text in texts if text not in self))
+        if not missing:
+            return
+        rows = [model.config.llm_layers.index(layer) for layer in self.llm_layers]
+        lengths = [len(ids) for ids in tokenizer(missing, truncation=True, max_length=max_length)["input_ids"]]
+        order = sorted(range(len(missing)), key=lambda i: lengths[i])
+        shard, shard_tokens = [], 0
+        with tqdm(total=sum(lengths), desc="LLM states", unit=" tokens", unit_scale=True) as progress:
+            for batch in _batches(order, lengths):
+                batch_texts = [missing[i] for i in batch]
+                encoded = tokenizer(
+                    batch_texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt"
+                ).to(model.device)
+                states = model.hidden_states(encoded["input_ids"], encoded["attention_mask"])[:, rows]
+                if not torch.isfinite(states).all():
+                    raise ValueError("The LLM's states contain NaN or infinity: check its weights and its precision.")
+                states = states.to("cpu", self.dtype)
+                for i, text in enumerate(batch_texts):
+                    shard.append((text_key(text), states[i][:, encoded["attention_mask"][i].bool().cpu()]))
+                    shard_tokens += shard[-1][1].shape[1]
+                progress.update(sum(lengths[i] for i in batch))
+                if shard_tokens >= TOKENS_PER_SHARD:
+                    self._write_shard(shard)
+                    shard, shard_tokens = [], 0
+            if shard:
+                self._write_shard(shard)
+
+    def states(self, text: str) -> torch.Tensor:
+        """The stored states of `text`: (layers, tokens, hidden size), in the cache's precision."""
+        key = text_key(text)
+        rows = []
+        for layer in self.llm_layers:
+            path, start, end = self._index[layer][key]
+            if path not in self._shards:
+                self._shards[path] = safe_open(path, framework="pt")
+            rows.append(self._shards[path].get_slice("states")[start:end])
+        return torch.stack(rows)
+
+    def batch(self, texts, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The states of `texts`, padded as `attention_mask` (batch, tokens) is: (batch, layers, tokens, hidden size)."""
+        states = [self.states(text) for text in texts]
+        layers, _, hidden_size = states[0].shape
+        padded = torch.zeros(len(texts), layers, attention_mask.shape[1], hidden_size, dtype=self.dtype)
+        for i, text_states in enumerate(states):
+            padded[i][:, attention_mask[i].bool()] = text_states
+        return padded
+
+    def _layer_directory(self, layer: int) -> Path:
+        return self.directory / f"layer-{layer:02d}"
+
+    def _read_index(self, layer: int, path: Path):
+        try:
+            with safe_open(path, framework="pt") as shard:
+                keys, ends = shard.get_tensor("keys").numpy(), shard.get_tensor("ends").tolist()
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} in the cache of LLM states is damaged ({error}). Delete it and run again.") from error
+        start = 0
+        for key, end in zip(keys, ends):
+            self._index[layer][key.tobytes()] = (path, start, end)
+            start = end
+
+    def _write_shard(self, shard):
+        keys = torch.frombuffer(bytearray(b"".join(key for key, _ in shard)), dtype=torch.uint8).view(-1, 16)
+        ends = torch.tensor([states.shape[1] for _, states in shard]).cumsum(0)
+        name = f"{uuid.uuid4().hex}.safetensors"
+        for row, layer in enumerate(self.llm_layers):
+            path = self._layer_directory(layer) / name
+            tensors = {"keys": keys, "ends": ends, "states": torch.cat([states[row] for _, states in shard])}
+            _write_whole(path, lambda temporary: save_file(tensors, temporary))
+            self._read_index(layer, path)
+
+
+def _write_whole(path: Path, write):
+    """`write` fills a temporary file, which then takes its name, so that nothing half-written ever bears it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _batches(order, lengths):
+    """Cuts `order`, sorted by length, into batches of at most TOKENS_PER_BATCH tokens, padding included."""
+    batch = []
+    for i in order:
+        if batch and (len(batch) + 1) * lengths[i] > TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

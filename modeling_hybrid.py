@@ -1,0 +1,331 @@
+"""The hybrid embedder: a frozen LLM reads the text, an encoder reads the LLM's states, their mean is the embedding.
+
+    input_ids -> llm blocks 1..k -> hidden states of llm_layers -> standardise each dimension, merge the layers
+              -> projector -> encoder (as inputs_embeds) -> mean over the text's tokens
+
+A published repository carries this file and `configuration_hybrid.py`, so both import torch and transformers alone.
+"""
+
+import inspect
+from contextvars import ContextVar
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.utils import logging
+
+try:
+    from .configuration_hybrid import HybridConfig
+except ImportError:  # run from a checkout, where the files lie beside each other
+    from configuration_hybrid import HybridConfig
+
+# The states of the blocks below the deepest one, by layer, while one forward of the LLM runs. A context variable
+# keeps threads that encode through one model apart, and a hook that is a plain function lets the model be pickled,
+# which output_hidden_states does not.
+_CAPTURED: ContextVar[dict | None] = ContextVar("captured_hidden_states", default=None)
+
+
+def _capture(layer, block, args, output):
+    if (captured := _CAPTURED.get()) is not None:
+        captured[layer] = output[0] if isinstance(output, tuple) else output
+
+
+def _refuse_float16(dtype):
+    if dtype == torch.float16:
+        raise ValueError(
+            "The hybrid does not run in float16: Gemma's activations come near 8e5, beyond its range (65504), and turn "
+            "into NaN. Use torch.bfloat16 or torch.float32."
+        )
+
+
+def masked_mean(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Mean of `states` (batch, tokens, dim) over the tokens that `attention_mask` (batch, tokens) keeps: (batch, dim).
+
+    A text without any token has the zero vector.
+    """
+    mask = attention_mask.unsqueeze(-1).to(states.dtype)
+    return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+class HiddenStateStandardizer(nn.Module):
+    """Standardises each dimension of each layer's states: (states - mean) / deviation, clipped.
+
+    A few dimensions of an LLM's states hold most of a token's energy ("massive activations", Sun et al. 2024,
+    arXiv:2402.17762), and per-token normalisation leaves that as it is. The statistics are those of the training texts'
+    tokens without BOS. Until [`set_statistics`] is called, the module is the identity.
+    """
+
+    def __init__(self, num_layers: int, hidden_size: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_layers, hidden_size))
+        self.register_buffer("deviation", torch.ones(num_layers, hidden_size))
+        self.register_buffer("clip", torch.tensor(float("inf")))
+
+    def set_statistics(self, mean: torch.Tensor, deviation: torch.Tensor, clip: float = 5.0):
+        """Sets mean and deviation (both: layers, hidden size) and the bound of the result, in deviations."""
+        if not (torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
+            raise ValueError("The statistics of the LLM states are not finite: check the LLM's weights for NaN.")
+        self.mean.copy_(mean)
+        # A dimension that never varies says nothing; the floor keeps it from becoming NaN.
+        self.deviation.copy_(deviation.clamp(min=1e-6))
+        self.clip.fill_(clip)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`hidden_states` (batch, layers, tokens, hidden size) of any precision; the result is float32."""
+        standardized = (hidden_states.float() - self.mean[:, None]) / self.deviation[:, None]
+        return torch.clamp(standardized, -self.clip, self.clip)
+
+
+class HybridPreTrainedModel(PreTrainedModel):
+    config_class = HybridConfig
+    base_model_prefix = "hybrid"
+    input_modalities = ("text",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # The trained parts stay in float32 when the LLM is loaded in bfloat16.
+    _keep_in_fp32_modules_strict = {r"^(?:hybrid\.)?(?:standardizer|projector|encoder|classifier)\."}
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, HiddenStateStandardizer):
+            init.zeros_(module.mean)
+            init.ones_(module.deviation)
+            init.constant_(module.clip, float("inf"))
+
+
+class HybridModel(HybridPreTrainedModel):
+    """The embedding model. Without `config.encoder_config` it is the LLM-only baseline."""
+
+    # The same weights file serves the classifier, whose head the embedding model leaves out.
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+
+    def __init__(self, config: HybridConfig, llm: PreTrainedModel | None = None, encoder: PreTrainedModel | None = None):
+        super().__init__(config)
+        _refuse_float16(config.dtype)
+
+        self.llm = llm or AutoModel.from_config(config.llm_config)
+        if not config.reads_final_norm:
+            self.llm.norm = nn.Identity()  # hidden_states[k] is before the norm for all but the last layer
+        for layer in config.llm_layers[:-1]:
+            self.llm.layers[layer - 1].register_forward_hook(partial(_capture, layer))
+
+        llm_hidden_size = config.llm_config.hidden_size
+        self.standardizer = HiddenStateStandardizer(len(config.llm_layers), llm_hidden_size)
+        if config.encoder_config is None:
+            self.projector = self.encoder = None
+        else:
+            self.projector = nn.Sequential(
+                nn.Dropout(config.projector_dropout), nn.Linear(llm_hidden_size, config.encoder_config.hidden_size)
+            )
+            self.encoder = encoder or AutoModel.from_config(config.encoder_config)
+            if "inputs_embeds" not in inspect.signature(self.encoder.forward).parameters:
+                raise ValueError(
+                    f"{type(self.encoder).__name__} takes no `inputs_embeds`, which is where the projected LLM states "
+                    "enter. Choose an encoder that does, e.g. RoBERTa, XLM-R, BERT or ModernBERT."
+                )
+            # The projector stands in for the word embeddings, and nobody reads the pooler.
+            self.encoder.set_input_embeddings(nn.Identity())
+            if getattr(self.encoder, "pooler", None) is not None:
+                self.encoder.pooler = None
+        self.post_init()
+        self.train(self.training)
+
+    def get_input_embeddings(self):
+        return self.llm.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.llm.set_input_embeddings(value)
+
+    def train(self, mode: bool = True):
+        """As in torch, but the LLM stays frozen and in evaluation mode.
+
+        `from_pretrained` undoes a freeze made in `__init__`, and ends with a call of this method.
+        """
+        super().train(mode)
+        self.llm.train(False).requires_grad_(False)
+        return self
+
+    @classmethod
+    def from_backbones(
+        cls,
+        llm: str,
+        encoder: str | None,
+        llm_layers: list[int],
+        layer_pooling: str = "mean",
+        projector_dropout: float = 0.0,
+        llm_dtype: torch.dtype = torch.float32,
+        llm_revision: str = "main",
+        encoder_revision: str = "main",
+    ) -> "HybridModel":
+        """Joins a pretrained LLM and a pretrained encoder; the projector between them is new.
+
+        Args:
+            llm, encoder: Hub ids, local directories, or names of the offline backbones (see `backbones.py`, which
+                only a checkout of the kit has). `encoder=None` makes the LLM-only baseline.
+            llm_layers, layer_pooling, projector_dropout: see [`HybridConfig`].
+            llm_dtype: precision of the frozen LLM; projector and encoder are float32.
+            llm_revision, encoder_revision: branch, tag or commit on the Hub.
+
+        Raises:
+            OSError: a backbone is not found, or is gated and not yet accepted.
+            ValueError: see [`HybridConfig`]; or the encoder takes no `inputs_embeds`; or `llm_dtype` is float16.
+        """
+        _refuse_float16(llm_dtype)
+        try:
+            from backbones import resolve_backbone
+        except ImportError:  # a published model's code travels without the kit
+            resolve_backbone = str
+
+        llm = resolve_backbone(llm)
+        encoder = encoder and resolve_backbone(encoder)
+        config = HybridConfig(
+            llm_config=AutoConfig.from_pretrained(llm, revision=llm_revision),
+            encoder_config=encoder and AutoConfig.from_pretrained(encoder, revision=encoder_revision),
+            llm_layers=llm_layers,
+            layer_pooling=layer_pooling,
+            projector_dropout=projector_dropout,
+        )
+        # With the shortened configuration only the kept blocks are read from disk.
+        llm_model = _load_backbone(llm, llm_revision, llm_dtype, config.llm_config)
+        encoder_model = encoder and _load_backbone(encoder, encoder_revision, torch.float32, config.encoder_config)
+        return cls(config, llm=llm_model, encoder=encoder_model).eval()
+
+    def hidden_states(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The LLM's states at `config.llm_layers`: (batch, layers, tokens, LLM hidden size), zero at padding.
+
+        Runs without autograd, in the LLM's precision. Row i equals `output_hidden_states[llm_layers[i]]` of the whole
+        LLM. `input_ids` and `attention_mask`: (batch, tokens).
+        """
+        _refuse_float16(self.llm.dtype)
+        captured = {}
+        token = _CAPTURED.set(captured)
+        try:
+            with torch.no_grad():
+                output = self.llm(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    position_ids=(attention_mask.long().cumsum(1) - 1).clamp(min=0),
+                    use_cache=False,
+                )
+        finally:
+            _CAPTURED.reset(token)
+        captured[self.config.llm_layers[-1]] = output.last_hidden_state
+        states = torch.stack([captured[layer] for layer in self.config.llm_layers], dim=1)
+        return states.masked_fill(attention_mask[:, None, :, None] == 0, 0.0)
+
+    def merge_layers(self, llm_hidden_states: torch.Tensor) -> torch.Tensor:
+        """Standardises the states of each layer and merges them: (batch, layers, tokens, dim) to (batch, tokens, dim)."""
+        standardized = self.standardizer(llm_hidden_states)
+        if self.config.layer_pooling == "max":
+            return standardized.amax(dim=1)
+        return standardized.mean(dim=1)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        llm_hidden_states: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids (batch, tokens): from the LLM's tokenizer, padded on either side.
+            attention_mask (batch, tokens): 1 for tokens, 0 for padding; all ones by default.
+            llm_hidden_states (batch, layers, tokens, LLM hidden size): what [`hidden_states`] returned for the same
+                texts, in place of `input_ids`: training computes them once.
+
+        Returns:
+            `last_hidden_state` (batch, tokens, hidden size) and `pooler_output` (batch, hidden size), its mean over
+            the tokens of each text.
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `llm_hidden_states` is given, or the texts have more tokens
+                than `config.max_position_embeddings`.
+        """
+        if (input_ids is None) == (llm_hidden_states is None):
+            raise ValueError("Give either `input_ids` or `llm_hidden_states`.")
+        if input_ids is not None:
+            batch_size, num_tokens = input_ids.shape
+        else:
+            batch_size, num_tokens = llm_hidden_states.shape[0], llm_hidden_states.shape[2]
+        if num_tokens > self.config.max_position_embeddings:
+            raise ValueError(
+                f"A text of {num_tokens} tokens is longer than the model's {self.config.max_position_embeddings}: "
+                "tokenize with `truncation=True`."
+            )
+        if attention_mask is None:
+            given = input_ids if input_ids is not None else llm_hidden_states
+            attention_mask = torch.ones(batch_size, num_tokens, dtype=torch.long, device=given.device)
+        if llm_hidden_states is None:
+            llm_hidden_states = self.hidden_states(input_ids, attention_mask)
+
+        states = self.merge_layers(llm_hidden_states)
+        if self.encoder is not None:
+            # Positions count a text's own tokens, so that padding on the left does not move them.
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0) + self.config.encoder_position_offset
+            states = self.encoder(
+                inputs_embeds=self.projector(states.to(self.projector[-1].weight.dtype)),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+            ).last_hidden_state
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=states, pooler_output=masked_mean(states, attention_mask)
+        )
+        return output if return_dict else output.to_tuple()
+
+
+class HybridForSequenceClassification(HybridPreTrainedModel):
+    """The embedding model with a linear classification head on the pooled embedding."""
+
+    def __init__(self, config: HybridConfig, hybrid: HybridModel | None = None):
+        super().__init__(config)
+        self.hybrid = hybrid or HybridModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.hybrid.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.hybrid.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        llm_hidden_states: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        return_dict: bool = True,
+    ) -> SequenceClassifierOutput:
+        """As [`HybridModel.forward`]; `logits` (batch, labels), and with `labels` (batch) the cross-entropy as `loss`."""
+        pooled = self.hybrid(input_ids, attention_mask, llm_hidden_states).pooler_output
+        logits = self.classifier(pooled.to(self.classifier.weight.dtype))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        output = SequenceClassifierOutput(loss=loss, logits=logits)
+        return output if return_dict else output.to_tuple()
+
+
+def _load_backbone(name: str, revision: str, dtype: torch.dtype, config) -> PreTrainedModel:
+    """`AutoModel.from_pretrained`, with an error where it would only log that weights are missing."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the report would list every block that is left out on purpose
+    try:
+        model, info = AutoModel.from_pretrained(
+            name, revision=revision, config=config, dtype=dtype, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ValueError(f"{name} lacks weights of {type(model).__name__}, which would start at random: {missing[:5]}")
+    return model
+
+
+HybridConfig.register_for_auto_class()
+HybridModel.register_for_auto_class("AutoModel")
+HybridForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+__all__ = ["HybridModel", "HybridForSequenceClassification"]

@@ -1,0 +1,101 @@
+"""Writes a trained hybrid as a complete Hub repository.
+
+It loads with `AutoModel`, `AutoModelForSequenceClassification` and `SentenceTransformer`, each with
+`trust_remote_code=True`, and needs nothing of this kit.
+"""
+
+import copy
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import sentence_transformers
+import torch
+import transformers
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+from modeling_hybrid import HybridForSequenceClassification
+
+
+def save_repository(directory, model, tokenizer, max_seq_length: int, classifier=None, label_names=None, normalize=False):
+    """Saves `model` (a [`HybridModel`]) to `directory`, which appears whole or not at all.
+
+    Args:
+        tokenizer: the LLM's; its chat template is left out, so that texts are not taken for chats.
+        max_seq_length: where `SentenceTransformer` cuts a text, in tokens.
+        classifier: the trained head, a `nn.Linear` from embedding to labels, saved in the same weights file.
+        label_names: the labels in the head's order.
+        normalize: whether `SentenceTransformer` returns embeddings of length 1.
+    """
+    saved = model
+    if classifier is not None:
+        config = copy.deepcopy(model.config)
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {name: number for number, name in enumerate(label_names)}
+        # The body is shared, not copied.
+        saved = HybridForSequenceClassification(config, hybrid=model)
+        with torch.no_grad():
+            saved.classifier.weight.copy_(classifier.weight)
+            saved.classifier.bias.copy_(classifier.bias)
+
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = None
+    tokenizer.model_max_length = max_seq_length
+    with written_whole(directory) as work:
+        saved.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        _write_sentence_transformers_files(work, model.config.hidden_size, max_seq_length, normalize)
+
+
+def _write_sentence_transformers_files(directory: Path, embedding_dimension: int, max_seq_length: int, normalize: bool):
+    # The module names that releases before 5.4 know too; later ones map them to their new places.
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * normalize
+    entries = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (path, name) in enumerate(modules)
+    ]
+    for path, _ in modules[1:]:
+        (directory / path).mkdir()
+    Pooling(embedding_dimension, pooling_mode="mean").save(str(directory / "1_Pooling"))
+    if normalize:
+        Normalize().save(str(directory / "2_Normalize"))
+    _write_json(directory / "modules.json", entries)
+    _write_json(
+        directory / "sentence_bert_config.json",
+        {
+            "max_seq_length": max_seq_length,
+            "do_lower_case": False,
+            "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+            "module_output_name": "token_embeddings",
+        },
+    )
+    versions = {
+        "sentence_transformers": sentence_transformers.__version__,
+        "transformers": transformers.__version__,
+        "pytorch": torch.__version__.split("+")[0],
+    }
+    _write_json(
+        directory / "config_sentence_transformers.json",
+        {"model_type": "SentenceTransformer", "__version__": versions, "similarity_fn_name": "cosine"},
+    )
+
+
+def _write_json(path: Path, value):
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def written_whole(directory):
+    """A temporary directory beside `directory` that takes its name, and its place, when the block ends without error."""
+    directory = Path(directory)
+    work = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    work.mkdir(parents=True)
+    try:
+        yield work
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.rename(work, directory)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,42 @@
+"""mteb's classification tasks by name, from the Hub or from a local mirror of it."""
+
+from pathlib import Path
+
+import mteb
+
+
+def get_task(name: str, subset: str | None = None, dataset_root: str | None = None, split: str = "test"):
+    """An mteb task, of its English subset where it has several languages and no other is asked for.
+
+    Args:
+        name: mteb's name; the ending `Classification` may be left out.
+        subset: a language of a multilingual task, as mteb names it, e.g. `"de"`.
+        dataset_root: a folder with the Hub's dataset repositories below `datasets/<owner>/<name>`, to read instead of
+            the Hub. The task itself stays mteb's.
+        split: the split that the task scores a model on.
+
+    Raises:
+        KeyError: mteb has no such task; the message names similar ones.
+        ValueError: the task has no such subset.
+        FileNotFoundError: `dataset_root` lacks the task's dataset.
+    """
+    try:
+        task = mteb.get_task(name, eval_splits=[split])
+    except KeyError:
+        if name.endswith("Classification"):
+            raise
+        name = f"{name}Classification"
+        task = mteb.get_task(name, eval_splits=[split])
+    if task.metadata.is_multilingual:
+        subsets = task.metadata.hf_subsets
+        subset = subset or ("en" if "en" in subsets else None)
+        if subset not in subsets:
+            raise ValueError(f"{name} has no subset {subset!r}; it has {', '.join(sorted(subsets))}.")
+        task = mteb.get_task(name, hf_subsets=[subset], eval_splits=[split])
+    if dataset_root is not None:
+        path = Path(dataset_root).resolve() / "datasets" / task.metadata.dataset["path"]
+        if not path.is_dir():
+            raise FileNotFoundError(f"{dataset_root} has no {task.metadata.dataset['path']}: {path} is missing.")
+        local = {**task.metadata.dataset, "path": str(path)}
+        task.metadata = task.metadata.model_copy(update={"dataset": local})
+    return task

