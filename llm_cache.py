@@ -127,12 +127,17 @@ class LLMStateCache:
             start = end
 
     def _write_shard(self, shard):
-        keys = torch.frombuffer(bytearray(b"".join(key for key, _ in shard)), dtype=torch.uint8).view(-1, 16)
-        ends = torch.tensor([states.shape[1] for _, states in shard]).cumsum(0)
         name = f"{uuid.uuid4().hex}.safetensors"
         for row, layer in enumerate(self.llm_layers):
+            new = [(key, states[row]) for key, states in shard if key not in self._index[layer]]
+            if not new:
+                continue
+            tensors = {
+                "keys": torch.frombuffer(bytearray(b"".join(key for key, _ in new)), dtype=torch.uint8).view(-1, 16),
+                "ends": torch.tensor([len(states) for _, states in new]).cumsum(0),
+                "states": torch.cat([states for _, states in new]),
+            }
             path = self._layer_directory(layer) / name
-            tensors = {"keys": keys, "ends": ends, "states": torch.cat([states[row] for _, states in shard])}
             _write_whole(path, lambda temporary: save_file(tensors, temporary))
             self._read_index(layer, path)
 

@@ -66,7 +66,7 @@ def fit_projector(model, cache, tokenizer, encoder: str, texts, max_length: int,
                 continue
             with torch.no_grad():
                 inputs = model.merge_layers(cache.states(text).unsqueeze(0))[0, rows]
-            (held_out if i % HELD_OUT_EVERY == 0 else fitted).add(inputs, targets)
+            (held_out if (i + 1) % HELD_OUT_EVERY == 0 else fitted).add(inputs, targets)
         fitted.flush(), held_out.flush()
     if not fitted.count:
         raise ValueError("No token of the training texts could be aligned between the LLM and the encoder.")
