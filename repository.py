@@ -42,6 +42,9 @@ def save_repository(directory, model, tokenizer, max_seq_length: int, classifier
 
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = None
+    # What the tokenizer keeps of how it was loaded here is nobody else's business.
+    for name in ("chat_template", "is_local", "local_files_only", "name_or_path"):
+        tokenizer.init_kwargs.pop(name, None)
     tokenizer.model_max_length = max_seq_length
     with written_whole(directory) as work:
         saved.save_pretrained(work)

@@ -43,7 +43,7 @@ def data_file(tmp_path_factory) -> str:
 def options(tiny_llm, tiny_encoder, data_file, tmp_path_factory):
     cache = tmp_path_factory.mktemp("llm-states")
     return [
-        *("--llm", tiny_llm, "--encoder", tiny_encoder, "--llm_layers", "2", "5", "--max_seq_length", "32"),
+        *("--llm", tiny_llm, "--encoder", tiny_encoder, "--llm_layers", "2", "5", "--max_seq_length", "64"),
         *("--train_file", data_file, "--text_column", "sentence", "--label_column", "class"),
         *("--num_train_epochs", "3", "--per_device_train_batch_size", "8", "--validation_share", "0.2"),
         *("--llm_cache_dir", str(cache)),
@@ -80,12 +80,14 @@ def test_results_and_repository(trained):
         "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json",
         "tokenizer.json", "tokenizer_config.json",
     }
-    assert "chat_template" not in (trained / "final/tokenizer_config.json").read_text()
+    tokenizer_config = json.loads((trained / "final/tokenizer_config.json").read_text())
+    assert not {"name_or_path", "local_files_only"} & set(tokenizer_config)
+    assert AutoTokenizer.from_pretrained(trained / "final", trust_remote_code=True).chat_template is None
     config = json.loads((trained / "final/config.json").read_text())
     assert config["id2label"] == {"0": "plain", "1": "wish"}
     assert str(trained) not in json.dumps(config)
-    tokenizer = AutoTokenizer.from_pretrained(trained / "final")
-    assert (tokenizer.padding_side, tokenizer.model_max_length) == ("left", 32)
+    tokenizer = AutoTokenizer.from_pretrained(trained / "final", trust_remote_code=True)
+    assert (tokenizer.padding_side, tokenizer.model_max_length) == ("left", 64)
 
 
 def test_llm_is_bit_identical_after_training(trained, tiny_llm):
@@ -112,7 +114,7 @@ def test_loads_elsewhere_and_gives_the_same(trained, fresh_process):
     """AutoModel, the pipeline and SentenceTransformer, in fresh processes that do not see this checkout."""
     final = str(trained / "final")
     model = HybridForSequenceClassification.from_pretrained(final)
-    tokenizer = AutoTokenizer.from_pretrained(final)
+    tokenizer = AutoTokenizer.from_pretrained(final, trust_remote_code=True)
     encoded = tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = model.hybrid(**encoded).pooler_output
@@ -122,7 +124,7 @@ def test_loads_elsewhere_and_gives_the_same(trained, fresh_process):
 import json, sys, torch
 from transformers import AutoModel, AutoTokenizer, pipeline
 model = AutoModel.from_pretrained({final!r}, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained({final!r})
+tokenizer = AutoTokenizer.from_pretrained({final!r}, trust_remote_code=True)
 with torch.no_grad():
     embeddings = model(**tokenizer({TEXTS!r}, padding=True, return_tensors="pt")).pooler_output.tolist()
 classify = pipeline("text-classification", model={final!r}, trust_remote_code=True)
