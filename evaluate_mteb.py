@@ -18,6 +18,7 @@ from mteb.models import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 
 from backbones import backbone_revision, explained_load_errors, resolve_backbone
+from repository import write_json
 from tasks import get_task
 
 logger = logging.getLogger(__name__)
@@ -99,9 +100,8 @@ def score(model, task, results, batch_size=32, overwrite=False, dataset_root=Non
     )
     scores = result.task_results[0].scores[split][0]
     if dataset_root is not None:
-        meta = model.mteb_model_meta
-        path = cache.get_task_result_path(task.metadata.name, meta)
-        _record_source(path, task)
+        path = cache.get_task_result_path(task.metadata.name, model.mteb_model_meta)
+        _record_source(Path(path), f"{dataset_root}/datasets/{get_task(task.metadata.name).metadata.dataset['path']}")
     accuracies = [experiment["accuracy"] for experiment in scores["scores_per_experiment"]]
     return {
         "task": task.metadata.name,
@@ -112,9 +112,11 @@ def score(model, task, results, batch_size=32, overwrite=False, dataset_root=Non
     }
 
 
-def _record_source(path: Path, task):
-    """mteb's JSON says which revision of the dataset its task names; beside it we say where the data came from."""
-    path.with_suffix(".source.json").write_text(json.dumps({"dataset": task.metadata.dataset}, indent=2) + "\n")
+def _record_source(path: Path, source: str):
+    """Notes in mteb's result file that the dataset, whose revision on the Hub it names, was read from `source`."""
+    result = json.loads(path.read_text())
+    if result.get("dataset_source") != source:
+        write_json(path, {**result, "dataset_source": source})
 
 
 def print_table(rows):

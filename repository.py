@@ -64,8 +64,8 @@ def _write_sentence_transformers_files(directory: Path, embedding_dimension: int
     Pooling(embedding_dimension, pooling_mode="mean").save(str(directory / "1_Pooling"))
     if normalize:
         Normalize().save(str(directory / "2_Normalize"))
-    _write_json(directory / "modules.json", entries)
-    _write_json(
+    write_json(directory / "modules.json", entries)
+    write_json(
         directory / "sentence_bert_config.json",
         {
             "max_seq_length": max_seq_length,
@@ -79,14 +79,17 @@ def _write_sentence_transformers_files(directory: Path, embedding_dimension: int
         "transformers": transformers.__version__,
         "pytorch": torch.__version__.split("+")[0],
     }
-    _write_json(
+    write_json(
         directory / "config_sentence_transformers.json",
         {"model_type": "SentenceTransformer", "__version__": versions, "similarity_fn_name": "cosine"},
     )
 
 
-def _write_json(path: Path, value):
-    path.write_text(json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value):
+    """Writes `value` to a file that appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from data import load_labelled_texts
 from llm_cache import LLMStateCache
 from modeling_hybrid import HybridModel
 from projector_fit import fit_projector, fit_standardizer
-from repository import save_repository, written_whole
+from repository import save_repository, write_json, written_whole
 from trainer import (
     ClassificationHead,
     ClassificationLoss,
@@ -231,7 +231,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
     }
     if trainer.is_world_process_zero():
         save(output_dir / "final", model, model_args, texts.label_names)
-        _write_json(output_dir / "results.json", results)
+        write_json(output_dir / "results.json", results)
     return results
 
 
@@ -332,7 +332,7 @@ def _claim_output_dir(output_dir: Path, settings: dict):
     path = output_dir / "settings.json"
     if not path.exists():
         output_dir.mkdir(parents=True, exist_ok=True)
-        _write_json(path, settings)
+        write_json(path, settings)
         return
     earlier = json.loads(path.read_text())
     ours = json.loads(json.dumps(settings))
@@ -342,12 +342,6 @@ def _claim_output_dir(output_dir: Path, settings: dict):
             f"{output_dir} holds a run with other settings ({', '.join(changed)}). Give another --output_dir, or "
             "delete it."
         )
-
-
-def _write_json(path: Path, value):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

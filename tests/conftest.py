@@ -100,7 +100,8 @@ def make_encoder_tokenizer() -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<s>", "<pad>", "</s>"], show_progress=False)
     tokenizer = _train_tokenizer(models.BPE(), trainer, "<s> $A </s>", ["<s>", "</s>"])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", cls_token="<s>", pad_token="<pad>", sep_token="</s>", eos_token="</s>"
+        tokenizer_object=tokenizer, bos_token="<s>", cls_token="<s>", pad_token="<pad>", sep_token="</s>", eos_token="</s>",
+        model_max_length=64,
     )
 
 
