@@ -1,9 +1,9 @@
 """The demo behind `make demo`: a hybrid and its two baselines on the bundled sample, then the hybrid in use."""
 
 import csv
+import json
 import subprocess
 import sys
-import json
 from pathlib import Path
 
 RUNS = {
@@ -38,7 +38,9 @@ def main():
     for name, metrics in accuracies.items():
         print(f"{name:<42}{metrics['accuracy']:>10.3f}{metrics['f1']:>8.3f}")
     print("\nNearest held-out sentences, by the hybrid loaded through SentenceTransformer")
-    for query, hits in zip(QUERIES, util.semantic_search(model.encode(QUERIES, convert_to_tensor=True), embeddings, top_k=3)):
+    for query, hits in zip(
+        QUERIES, util.semantic_search(model.encode(QUERIES, convert_to_tensor=True), embeddings, top_k=3)
+    ):
         print(f"\n  {query}")
         for hit in hits:
             row = rows[hit["corpus_id"]]

@@ -1,14 +1,17 @@
 """Measures embedding models with mteb.
 
     python evaluate_mteb.py run runs/counterfactual/final --tasks AmazonCounterfactual Emotion
+    python evaluate_mteb.py table
 
-Any SentenceTransformer directory or Hub id is scored by `mteb.evaluate`. Finished tasks are skipped on a second run, a
-task that fails is reported and the others go on, and the scores stay in --results as mteb's own JSON.
+`run` scores any SentenceTransformer directory or Hub id with `mteb.evaluate`. Finished tasks are skipped on a second run,
+a task that fails is reported and the others go on, and the scores stay in --results as mteb's own JSON. `table` prints
+what is there, the mean and deviation over the seeds of models whose names differ by `-s<seed>` alone.
 """
 
 import argparse
 import json
 import logging
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -33,17 +36,25 @@ def main():
     which = run_parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--tasks", nargs="+", metavar="TASK", help="mteb's names; Classification may be left out")
     which.add_argument("--benchmark", help='the tasks of a benchmark, e.g. "MTEB(eng, v2)"')
-    run_parser.add_argument("--types", nargs="+", metavar="TYPE", help="of --benchmark only these, e.g. Classification")
+    run_parser.add_argument(
+        "--types", nargs="+", metavar="TYPE", help="of --benchmark only these, e.g. Classification"
+    )
     run_parser.add_argument("--subset", help="language of multilingual tasks, as mteb names it; English first")
     run_parser.add_argument("--revision", help="commit, branch or tag of a model on the Hub")
     run_parser.add_argument("--results", default="results/mteb", help="where mteb keeps the scores")
-    run_parser.add_argument("--dataset-root", help="a local folder laid out as the Hub below datasets/, to read instead")
+    run_parser.add_argument(
+        "--dataset-root", help="a local folder laid out as the Hub below datasets/, to read instead"
+    )
     run_parser.add_argument("--split", default="test", help="the split to score on; validation to choose by")
     run_parser.add_argument("--batch-size", type=int, default=32)
     run_parser.add_argument("--overwrite", action="store_true", help="score again what is already there")
+    run_parser.set_defaults(function=run)
+    table_parser = commands.add_parser("table", help="print the scores of --results")
+    table_parser.add_argument("--results", default="results/mteb", help="where mteb keeps the scores")
+    table_parser.set_defaults(function=table)
     args = parser.parse_args()
     try:
-        sys.exit(run(args))
+        sys.exit(args.function(args))
     except (ValueError, OSError, KeyError, ImportError) as error:
         sys.exit(f"evaluate_mteb.py: {error}")
 
@@ -53,8 +64,8 @@ def run(args) -> int:
     if args.types and not args.benchmark:
         raise ValueError("--types chooses among the tasks of a --benchmark.")
     if args.benchmark:
-        chosen = [task for task in mteb.get_benchmark(args.benchmark).tasks if task.metadata.type in (args.types or [task.metadata.type])]
-        names = [task.metadata.name for task in chosen]
+        metadata = [task.metadata for task in mteb.get_benchmark(args.benchmark).tasks]
+        names = [task.name for task in metadata if not args.types or task.type in args.types]
     else:
         names = args.tasks
     tasks = [get_task(name, args.subset, args.dataset_root, args.split) for name in names]
@@ -122,7 +133,33 @@ def _record_source(path: Path, source: str):
 def print_table(rows):
     print(f"{'task':<40} {'split':<10} {'accuracy':>8} {'± (10 experiments)':>18} {'F1':>8}")
     for row in rows:
-        print(f"{row['task']:<40} {row['split']:<10} {row['accuracy']:>8.4f} {row['accuracy_deviation']:>18.4f} {row['f1']:>8.4f}")
+        print(
+            f"{row['task']:<40} {row['split']:<10} {row['accuracy']:>8.4f} {row['accuracy_deviation']:>18.4f} {row['f1']:>8.4f}"
+        )
+
+
+def table(args) -> int:
+    """Prints, as Markdown, the mean and deviation over seeds of what `run` has stored."""
+    groups = {}
+    for path in sorted(Path(args.results, "results").glob("*/*/*.json")):
+        if path.name == "model_meta.json":
+            continue
+        result = json.loads(path.read_text())
+        model = re.sub(r"-s\d+(?=-|$)", "", path.parts[-3].replace("__", "/"))
+        for split, (scores, *_) in result["scores"].items():
+            groups.setdefault((result["task_name"], split, model), []).append(scores)
+    if not groups:
+        raise FileNotFoundError(f"{args.results} holds no results: run `evaluate_mteb.py run` first.")
+    print("| task | split | model | seeds | accuracy | F1 |\n|---|---|---|---|---|---|")
+    for (task, split, model), scores in sorted(groups.items()):
+        columns = [_mean_and_deviation([score[metric] for score in scores]) for metric in ("accuracy", "f1")]
+        print(f"| {task} | {split} | {model} | {len(scores)} | {columns[0]} | {columns[1]} |")
+    return 0
+
+
+def _mean_and_deviation(values: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{deviation}"
 
 
 if __name__ == "__main__":

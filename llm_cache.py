@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import uuid
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -120,7 +121,9 @@ class LLMStateCache:
             with safe_open(path, framework="pt") as shard:
                 keys, ends = shard.get_tensor("keys").numpy(), shard.get_tensor("ends").tolist()
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} in the cache of LLM states is damaged ({error}). Delete it and run again.") from error
+            raise ValueError(
+                f"{path} in the cache of LLM states is damaged ({error}). Delete it and run again."
+            ) from error
         start = 0
         for key, end in zip(keys, ends):
             self._index[layer][key.tobytes()] = (path, start, end)
@@ -138,7 +141,7 @@ class LLMStateCache:
                 "states": torch.cat([states for _, states in new]),
             }
             path = self._layer_directory(layer) / name
-            _write_whole(path, lambda temporary: save_file(tensors, temporary))
+            _write_whole(path, partial(save_file, tensors))
             self._read_index(layer, path)
 
 

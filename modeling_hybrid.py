@@ -102,7 +102,9 @@ class HybridModel(HybridPreTrainedModel):
     # The same weights file serves the classifier, whose head the embedding model leaves out.
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
 
-    def __init__(self, config: HybridConfig, llm: PreTrainedModel | None = None, encoder: PreTrainedModel | None = None):
+    def __init__(
+        self, config: HybridConfig, llm: PreTrainedModel | None = None, encoder: PreTrainedModel | None = None
+    ):
         super().__init__(config)
         _refuse_float16(config.dtype)
 

@@ -44,7 +44,9 @@ def fit_standardizer(model, cache, tokenizer, texts):
     model.standardizer.set_statistics((mean + shift[:, 0]).float(), deviation.float())
 
 
-def fit_projector(model, cache, tokenizer, encoder: str, texts, max_length: int, encoder_revision: str = "main") -> dict:
+def fit_projector(
+    model, cache, tokenizer, encoder: str, texts, max_length: int, encoder_revision: str = "main"
+) -> dict:
     """Sets the projector of `model` to the ridge regression onto the word embeddings of `encoder`.
 
     The ridge is the one of `RIDGES` that predicts every tenth text best from the others; the projector is then fitted
@@ -71,7 +73,9 @@ def fit_projector(model, cache, tokenizer, encoder: str, texts, max_length: int,
     if not fitted.count:
         raise ValueError("No token of the training texts could be aligned between the LLM and the encoder.")
 
-    best_r2, ridge = max((held_out.r2(*fitted.solve(ridge)), ridge) for ridge in RIDGES) if held_out.count else (None, RIDGES[2])
+    best_r2, ridge = (
+        max((held_out.r2(*fitted.solve(ridge)), ridge) for ridge in RIDGES) if held_out.count else (None, RIDGES[2])
+    )
     fitted.merge(held_out)
     weight, bias = fitted.solve(ridge)
     linear = model.projector[-1]

@@ -19,7 +19,9 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from modeling_hybrid import HybridForSequenceClassification
 
 
-def save_repository(directory, model, tokenizer, max_seq_length: int, classifier=None, label_names=None, normalize=False):
+def save_repository(
+    directory, model, tokenizer, max_seq_length: int, classifier=None, label_names=None, normalize=False
+):
     """Saves `model` (a [`HybridModel`]) to `directory`, which appears whole or not at all.
 
     Args:
@@ -52,7 +54,9 @@ def save_repository(directory, model, tokenizer, max_seq_length: int, classifier
         _write_sentence_transformers_files(work, model.config.hidden_size, max_seq_length, normalize)
 
 
-def _write_sentence_transformers_files(directory: Path, embedding_dimension: int, max_seq_length: int, normalize: bool):
+def _write_sentence_transformers_files(
+    directory: Path, embedding_dimension: int, max_seq_length: int, normalize: bool
+):
     # The module names that releases before 5.4 know too; later ones map them to their new places.
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * normalize
     entries = [

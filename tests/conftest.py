@@ -56,14 +56,21 @@ def llm_configs():
 
 
 def encoder_configs():
-    sizes = dict(vocab_size=VOCABULARY, hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    sizes = dict(
+        vocab_size=VOCABULARY, hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
     return {
         "roberta": RobertaConfig(max_position_embeddings=66, **sizes),
         "xlm-roberta": XLMRobertaConfig(max_position_embeddings=66, **sizes),
         "bert": BertConfig(max_position_embeddings=64, **sizes),
         "modernbert": ModernBertConfig(
-            max_position_embeddings=64, pad_token_id=0, bos_token_id=2, cls_token_id=2, eos_token_id=1, sep_token_id=1,
-            **sizes
+            max_position_embeddings=64,
+            pad_token_id=0,
+            bos_token_id=2,
+            cls_token_id=2,
+            eos_token_id=1,
+            sep_token_id=1,
+            **sizes,
         ),
     }
 
@@ -77,7 +84,9 @@ def _train_tokenizer(model, trainer, template, specials):
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(single=template, special_tokens=[(s, tokenizer.token_to_id(s)) for s in specials]),
+            processors.TemplateProcessing(
+                single=template, special_tokens=[(s, tokenizer.token_to_id(s)) for s in specials]
+            ),
         ]
     )
     return tokenizer
@@ -86,12 +95,18 @@ def _train_tokenizer(model, trainer, template, specials):
 def make_llm_tokenizer() -> PreTrainedTokenizerFast:
     """Like Gemma's: <bos> in front, padded on the left, and with a chat template that must not travel."""
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<pad>", "<eos>", "<bos>"], show_progress=False,
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<eos>", "<bos>"],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()[: VOCABULARY // 2],
     )
     tokenizer = _train_tokenizer(models.BPE(unk_token=None), trainer, "<bos> $A", ["<bos>"])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", padding_side="left",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        padding_side="left",
         chat_template="{{ messages }}",
     )
 
@@ -100,7 +115,12 @@ def make_encoder_tokenizer() -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<s>", "<pad>", "</s>"], show_progress=False)
     tokenizer = _train_tokenizer(models.BPE(), trainer, "<s> $A </s>", ["<s>", "</s>"])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", cls_token="<s>", pad_token="<pad>", sep_token="</s>", eos_token="</s>",
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        pad_token="<pad>",
+        sep_token="</s>",
+        eos_token="</s>",
         model_max_length=64,
     )
 
@@ -126,7 +146,9 @@ def tiny_llm(tmp_path_factory, llm_tokenizer) -> str:
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory) -> str:
     """The directory of a tiny random RoBERTa with its tokenizer."""
-    return save_backbone(tmp_path_factory.mktemp("encoder"), encoder_configs()["roberta"], make_encoder_tokenizer(), seed=1)
+    return save_backbone(
+        tmp_path_factory.mktemp("encoder"), encoder_configs()["roberta"], make_encoder_tokenizer(), seed=1
+    )
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import backbones
 from modeling_hybrid import HybridModel
 
 
-
 def test_other_names_are_left_alone(tmp_path):
     assert backbones.resolve_backbone("google/gemma-2b") == "google/gemma-2b"
     assert backbones.resolve_backbone(str(tmp_path)) == str(tmp_path)
@@ -36,7 +35,12 @@ def test_gated_backbone_says_where_to_accept_and_names_the_offline_pair():
     with pytest.raises(OSError) as caught:
         with backbones.explained_load_errors("google/gemma-2b"):
             raise OSError("You are trying to access a gated repo.") from refusal(GatedRepoError)
-    for part in ("https://huggingface.co/google/gemma-2b", "hf auth login", backbones.OFFLINE_LLM, backbones.OFFLINE_ENCODER):
+    for part in (
+        "https://huggingface.co/google/gemma-2b",
+        "hf auth login",
+        backbones.OFFLINE_LLM,
+        backbones.OFFLINE_ENCODER,
+    ):
         assert part in str(caught.value)
 
 

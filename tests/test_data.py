@@ -59,7 +59,9 @@ def test_hub_layout_and_the_test_split_stays_out(tmp_path):
     used = [*data.train["text"], *data.validation["text"]]
     assert len(used) == 20 and not any(text.startswith("test") for text in used)
     # The report trained on the validation split alone.
-    data = load_labelled_texts(dataset="me/mine", dataset_root=str(tmp_path), train_split="validation", validation_share=0)
+    data = load_labelled_texts(
+        dataset="me/mine", dataset_root=str(tmp_path), train_split="validation", validation_share=0
+    )
     assert data.train["text"][0] == "validation 0" and data.validation is None
     with pytest.raises(ValueError, match="never trained on"):
         load_labelled_texts(dataset="me/mine", dataset_root=str(tmp_path), train_split="test")
@@ -97,7 +99,8 @@ def test_bad_arguments(tmp_path):
 def test_bundled_sample():
     sample = ROOT / "data" / "counterfactual_sample"
     parts = {
-        name: load_labelled_texts(train_file=str(sample / f"{name}.csv"), validation_share=0) for name in ("train", "test")
+        name: load_labelled_texts(train_file=str(sample / f"{name}.csv"), validation_share=0)
+        for name in ("train", "test")
     }
     assert {name: len(data.train) for name, data in parts.items()} == {"train": 320, "test": 120}
     for data in parts.values():

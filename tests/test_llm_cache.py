@@ -23,11 +23,12 @@ def files(cache):
 def test_states_come_back_as_the_llm_gave_them(model, llm_tokenizer, tmp_path):
     cache = LLMStateCache(tmp_path, {"llm": "tiny"}, LAYERS)
     cache.fill(model, llm_tokenizer, TEXTS, max_length=16)
-    for cache in (cache, LLMStateCache(tmp_path, {"llm": "tiny"}, LAYERS)):  # as written, and read anew
+    read_anew = LLMStateCache(tmp_path, {"llm": "tiny"}, LAYERS)
+    for states in (cache.states, read_anew.states):
         for text in TEXTS:
             encoded = llm_tokenizer(text, truncation=True, max_length=16, return_tensors="pt")
             expected = model.hidden_states(encoded["input_ids"], encoded["attention_mask"])[0]
-            torch.testing.assert_close(cache.states(text), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(states(text), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_batch_is_padded_like_the_mask(model, llm_tokenizer, tmp_path):
@@ -60,7 +61,9 @@ def test_nothing_is_computed_twice(model, llm_tokenizer, tmp_path, monkeypatch):
 
 
 def test_another_llm_or_length_is_another_cache(tmp_path):
-    caches = [LLMStateCache(tmp_path, {"llm": llm, "max_seq_length": n}, LAYERS) for llm, n in (("a", 8), ("b", 8), ("a", 9))]
+    caches = [
+        LLMStateCache(tmp_path, {"llm": llm, "max_seq_length": n}, LAYERS) for llm, n in (("a", 8), ("b", 8), ("a", 9))
+    ]
     caches.append(LLMStateCache(tmp_path, {"llm": "a", "max_seq_length": 8}, LAYERS, dtype=torch.bfloat16))
     assert len({cache.directory for cache in caches}) == 4
 

@@ -88,10 +88,17 @@ def test_positions_of_a_text_count_from_its_first_token():
     model(input_ids, mask)
     # RoBERTa's table starts after the padding row: pad_token_id is 1, the first token is at 2.
     assert seen["position_ids"].tolist() == [[2, 2, 2, 3], [2, 3, 4, 5]]
-    assert HybridConfig(llm_config=llm_configs()["gemma"], encoder_config=encoder_configs()["bert"], llm_layers=[1]).encoder_position_offset == 0
+    assert (
+        HybridConfig(
+            llm_config=llm_configs()["gemma"], encoder_config=encoder_configs()["bert"], llm_layers=[1]
+        ).encoder_position_offset
+        == 0
+    )
 
 
-@pytest.mark.parametrize("llm,encoder,layers", [("gemma3", "roberta", [2]), ("gemma2", "bert", [1, 4]), ("qwen3", None, [2])])
+@pytest.mark.parametrize(
+    "llm,encoder,layers", [("gemma3", "roberta", [2]), ("gemma2", "bert", [1, 4]), ("qwen3", None, [2])]
+)
 def test_save_and_load(llm, encoder, layers, tmp_path):
     model = with_statistics(make_model(llm, encoder, layers, id2label={0: "plain", 1: "counterfactual", 2: "?"}))
     classifier = HybridForSequenceClassification(model.config, hybrid=model).eval()
@@ -101,7 +108,9 @@ def test_save_and_load(llm, encoder, layers, tmp_path):
         loaded, info = cls.from_pretrained(tmp_path, output_loading_info=True)
         assert not any(info.values()), info
         original = model if cls is HybridModel else classifier
-        torch.testing.assert_close(getattr(loaded(input_ids, mask), value), getattr(original(input_ids, mask), value), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            getattr(loaded(input_ids, mask), value), getattr(original(input_ids, mask), value), atol=1e-6, rtol=1e-6
+        )
         assert not any(parameter.requires_grad for parameter in loaded.base_model.llm.parameters())
     assert loaded.config.id2label[1] == "counterfactual"
     # What is not run is not stored: no encoder vocabulary, no pooler, no block above the deepest.
@@ -113,7 +122,11 @@ def test_bf16_llm_with_fp32_rest_survives_save_and_load(tiny_llm, tiny_encoder, 
     model = HybridModel.from_backbones(tiny_llm, tiny_encoder, llm_layers=[2], llm_dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
     loaded = HybridModel.from_pretrained(tmp_path)
-    for part, dtype in ((loaded.llm, torch.bfloat16), (loaded.projector, torch.float32), (loaded.encoder, torch.float32)):
+    for part, dtype in (
+        (loaded.llm, torch.bfloat16),
+        (loaded.projector, torch.float32),
+        (loaded.encoder, torch.float32),
+    ):
         assert {parameter.dtype for parameter in part.parameters()} == {dtype}
     assert loaded.standardizer.mean.dtype == torch.float32
     input_ids, mask = padded(random_ids([5, 11]), "left")
@@ -252,7 +265,9 @@ def test_encoder_without_inputs_embeds_is_refused():
 
 def test_config_cuts_per_layer_settings_and_remembers_the_depth():
     whole = llm_configs()["gemma3"]
-    config = HybridConfig(llm_config=copy.deepcopy(whole), encoder_config=encoder_configs()["roberta"], llm_layers=[2, 3])
+    config = HybridConfig(
+        llm_config=copy.deepcopy(whole), encoder_config=encoder_configs()["roberta"], llm_layers=[2, 3]
+    )
     assert config.llm_config.num_hidden_layers == 3
     assert config.llm_config.layer_types == whole.layer_types[:3]
     assert config.llm_depth == 7 and not config.reads_final_norm

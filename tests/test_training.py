@@ -18,9 +18,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModel, AutoTokenizer
 
-from modeling_hybrid import HybridForSequenceClassification, HybridModel
 import train as train_module
 from llm_cache import LLMStateCache
+from modeling_hybrid import HybridForSequenceClassification, HybridModel
 from train import parse_arguments
 from trainer import ClassificationHead, ClassificationLoss, HybridModule, supervised_contrastive_loss
 
@@ -36,7 +36,9 @@ def data_file(tmp_path_factory) -> str:
         writer.writerow(["sentence", "class"])
         for i in range(80):
             body = " ".join(generator.choices(words, k=generator.randint(2, 12)))
-            writer.writerow([f"I wish {body} had come." if i % 2 else f"{body} is here.", "wish" if i % 2 else "plain"])
+            writer.writerow(
+                [f"I wish {body} had come." if i % 2 else f"{body} is here.", "wish" if i % 2 else "plain"]
+            )
     return str(path)
 
 
@@ -76,9 +78,16 @@ def test_results_and_repository(trained):
     assert -1 < results["projector_fit"]["r2"] < 1
     files = {str(path.relative_to(trained / "final")) for path in (trained / "final").rglob("*") if path.is_file()}
     assert files == {
-        "config.json", "configuration_hybrid.py", "modeling_hybrid.py", "model.safetensors", "modules.json",
-        "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json",
-        "tokenizer.json", "tokenizer_config.json",
+        "config.json",
+        "configuration_hybrid.py",
+        "modeling_hybrid.py",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "1_Pooling/config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
     }
     tokenizer_config = json.loads((trained / "final/tokenizer_config.json").read_text())
     assert not {"name_or_path", "local_files_only"} & set(tokenizer_config)
@@ -206,7 +215,9 @@ def test_supervised_contrastive_loss_against_its_formula():
         positives = [p for p in range(6) if p != i and labels[p] == labels[i]]
         if positives:
             denominator = sum(torch.exp(z[i] @ z[a] / temperature) for a in range(6) if a != i)
-            terms.append(-sum(torch.log(torch.exp(z[i] @ z[p] / temperature) / denominator) for p in positives) / len(positives))
+            terms.append(
+                -sum(torch.log(torch.exp(z[i] @ z[p] / temperature) / denominator) for p in positives) / len(positives)
+            )
     assert len(terms) == 5  # the one text of label 2 has no positive
     expected = sum(terms) / len(terms)
     torch.testing.assert_close(supervised_contrastive_loss(embeddings, labels, temperature), expected)
@@ -220,7 +231,10 @@ def metrics(output):
 def test_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_run(options, trained, tmp_path, data_file):
     output = tmp_path / "run"
     arguments = command(*options, "--output_dir", output, "--test_file", data_file)
-    slow = [arguments[0], "-c", f"""
+    slow = [
+        arguments[0],
+        "-c",
+        f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import trainer, train
@@ -231,7 +245,8 @@ def slow(self, *args):
 trainer.ClassificationLoss.forward = slow
 sys.argv = {arguments[1:]!r}
 train.main()
-"""]
+""",
+    ]
     process = subprocess.Popen(slow, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while not list(output.glob("checkpoint-8/trainer_state.json")) and time.time() < deadline:
@@ -275,7 +290,7 @@ print(model.encode({TEXTS!r}).shape)
 def test_without_validation_the_last_checkpoint_counts(options, tmp_path):
     train(*options, "--output_dir", tmp_path / "run", "--validation_share", "0", "--num_train_epochs", "1")
     results = json.loads((tmp_path / "run/results.json").read_text())
-    assert results["metrics"] == {} and results["texts"] == {"train": 80}
+    assert results["metrics"] == {} and results["texts"] == {"train": 80, "validation": 0}
 
 
 def test_arguments_from_a_file_and_from_the_command_line(tmp_path):
@@ -291,7 +306,7 @@ def test_arguments_from_a_file_and_from_the_command_line(tmp_path):
 
 def test_every_configuration_parses():
     for path in sorted((ROOT / "configs").glob("*.yaml")):
-        model_args, data_args, _ = parse_arguments([str(path)])
+        _, data_args, _ = parse_arguments([str(path)])
         assert data_args.task or data_args.train_file
 
 
@@ -305,6 +320,8 @@ def test_every_configuration_parses():
         (["--fp16"], "float16"),
         (["--train_file", "missing.csv"], "no file missing.csv"),
         (["--projector_init", "magic"], "ridge, random"),
+        (["--llm_cache_dtype", "int8"], "float32, bfloat16"),
+        (["--push_to_hub"], "final/"),
         (["--llm", "/no/such/model"], "offline pair"),
     ],
 )
