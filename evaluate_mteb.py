@@ -49,6 +49,25 @@ def main():
     run_parser.add_argument("--batch-size", type=int, default=32)
     run_parser.add_argument("--overwrite", action="store_true", help="score again what is already there")
     run_parser.set_defaults(function=run)
+    sweep_parser = commands.add_parser("sweep", help="compare LLM, encoder and hybrid at every layer")
+    sweep_parser.add_argument("task", help="an mteb classification task")
+    sweep_parser.add_argument("--llm", default="google/gemma-2b")
+    sweep_parser.add_argument("--encoder", default="FacebookAI/roberta-base")
+    sweep_parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=["llm", "encoder-untrained", "encoder", "hybrid", "merged"],
+        choices=["llm", "encoder-untrained", "encoder", "hybrid", "merged"],
+        help="merged: the hybrid on its four best layers, by max and by mean",
+    )
+    sweep_parser.add_argument("--layers", nargs="+", type=int, help="of llm and hybrid; all by default")
+    sweep_parser.add_argument("--merge", nargs="+", type=int, help="merge these layers, not the four best")
+    sweep_parser.add_argument("--train-split", default="validation", help="validation: the report's texts; or train")
+    sweep_parser.add_argument("--seeds", nargs="+", type=int, default=[33], help="33 is the report's")
+    sweep_parser.add_argument("--results", default="results/sweep", help="where the points are kept")
+    sweep_parser.add_argument("--dataset-root", help="as for run")
+    sweep_parser.add_argument("--llm-cache-dir", help="where LLM states are kept")
+    sweep_parser.set_defaults(function=sweep)
     table_parser = commands.add_parser("table", help="print the scores of --results")
     table_parser.add_argument("--results", default="results/mteb", help="where mteb keeps the scores")
     table_parser.set_defaults(function=table)
@@ -82,6 +101,34 @@ def run(args) -> int:
     for name, error in failed:
         print(f"FAILED {name}: {type(error).__name__}: {error}")
     return 1 if failed else 0
+
+
+def sweep(args) -> int:
+    """Measures the points asked for, those of `merged` last, and prints them."""
+    from sweep import Point, Sweep  # brings in the training
+
+    logging.getLogger("sweep").setLevel(logging.INFO)
+    runner = Sweep(
+        args.task, args.llm, args.encoder, args.train_split, args.results, args.dataset_root, args.llm_cache_dir
+    )
+    layers = args.layers or range(1, runner.depth + 1)
+    points = [Point(kind, args.seeds[0]) for kind in args.kinds if kind == "encoder-untrained"]
+    points += [Point(kind, args.seeds[0], (layer,)) for kind in args.kinds if kind == "llm" for layer in layers]
+    for seed in args.seeds:
+        points += [Point(kind, seed) for kind in args.kinds if kind == "encoder"]
+        points += [Point(kind, seed, (layer,)) for kind in args.kinds if kind == "hybrid" for layer in layers]
+    results = runner.run(points)
+    if "merged" in args.kinds:
+        merge = tuple(args.merge or runner.best_layers("hybrid", args.seeds))
+        merged = [Point("hybrid", seed, merge, pooling) for seed in args.seeds for pooling in ("max", "mean")]
+        results += runner.run(merged)
+    print(f"{'point':<32} {'accuracy':>8} {'F1':>8} {'head':>8} {'seconds':>8}")
+    for result in results:
+        name = " ".join([result["kind"], *map(str, result["layers"])])
+        name += f" {result['layer_pooling']}" * (len(result["layers"]) > 1) + f" (seed {result['seed']})"
+        head = f"{result['head']['accuracy']:8.4f}" if "head" in result else " " * 8
+        print(f"{name:<32} {result['accuracy']:8.4f} {result['f1']:8.4f} {head} {result['seconds']:8.1f}")
+    return 0
 
 
 def load_model(name: str, revision: str | None = None) -> SentenceTransformerEncoderWrapper:

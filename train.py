@@ -185,16 +185,28 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
     """
     output_dir = Path(args.output_dir)
     data_settings = asdict(data_args)
-    cache_dir = data_settings.pop("llm_cache_dir")  # where the states lie does not change the result
+    del data_settings["llm_cache_dir"]  # where the states lie does not change the result
     settings = {**asdict(model_args), **data_settings, **_training_settings(args)}
-    _claim_output_dir(output_dir, settings)
+    _refuse_other_settings(output_dir, settings)
     if (output_dir / "results.json").exists():
         logger.info("%s is finished; delete it to train again.", output_dir)
         return json.loads((output_dir / "results.json").read_text())
 
+    model, results = fit(model_args, data_args, args, settings)
+    if args.process_index == 0:
+        save(output_dir / "final", model, model_args, results["label_names"])
+        write_json(output_dir / "results.json", results)
+    return results
+
+
+def fit(model_args, data_args, args, settings: dict) -> tuple[SentenceTransformer, dict]:
+    """The trained model (encoder or hybrid, pooling, head) and what is to be said of its training."""
+    output_dir = Path(args.output_dir)
     set_seed(args.seed)
-    cache_dtype, test_file = data_settings.pop("llm_cache_dtype"), data_settings.pop("test_file")
-    texts = load_labelled_texts(**data_settings, seed=args.seed)
+    sources = asdict(data_args)
+    cache_dir, cache_dtype = sources.pop("llm_cache_dir"), sources.pop("llm_cache_dtype")
+    test_file = sources.pop("test_file")
+    texts = load_labelled_texts(**sources, seed=args.seed)
     test = None
     if test_file:
         columns = {"text_column": data_args.text_column, "label_column": data_args.label_column}
@@ -222,29 +234,28 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
     args.learning_rate_mapping = {r"\.classifier\.": args.head_learning_rate}
     if any(".projector." in name for name, _ in model.named_parameters()):
         args.learning_rate_mapping[r"\.projector\."] = args.projector_learning_rate
+    measured = {"validation": texts.validation, "test": test}
+    evaluators = {name: HeadEvaluator(split["text"], split["label"]) for name, split in measured.items() if split}
     trainer = HybridTrainer(
         model=model,
         args=args,
         train_dataset=texts.train,
         loss=ClassificationLoss(model, args.contrastive_weight, args.contrastive_temperature),
-        evaluator=None
-        if texts.validation is None
-        else HeadEvaluator(texts.validation["text"], texts.validation["label"]),
-        callbacks=[] if texts.validation is None else [EarlyStoppingCallback(args.early_stopping_patience)],
+        evaluator=evaluators.get("validation"),
+        callbacks=[EarlyStoppingCallback(args.early_stopping_patience)] if texts.validation else [],
     )
     checkpoint = last_complete_checkpoint(output_dir)
     if checkpoint:
         logger.info("Going on from %s", checkpoint)
+    elif args.process_index == 0:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(output_dir / "settings.json", settings)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
 
-    metrics = {}
-    for name, split in (("validation", texts.validation), ("test", test)):
-        if split is not None:
-            metrics[name] = HeadEvaluator(split["text"], split["label"])(model)
     results = {
-        "metrics": metrics,
+        "metrics": {name: evaluator(model) for name, evaluator in evaluators.items()},
         "projector_fit": projector_fit,
         "train_seconds": round(seconds, 1),
         "source": texts.source,
@@ -252,10 +263,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
         "label_names": texts.label_names,
         "settings": settings,
     }
-    if trainer.is_world_process_zero():
-        save(output_dir / "final", model, model_args, texts.label_names)
-        write_json(output_dir / "results.json", results)
-    return results
+    return model, results
 
 
 def build_hybrid(
@@ -351,15 +359,12 @@ def _training_settings(args: HybridTrainingArguments) -> dict:
     return {name: getattr(value := getattr(args, name), "value", value) for name in names.split()}
 
 
-def _claim_output_dir(output_dir: Path, settings: dict):
-    """Keeps a directory for one run: the same settings go on with it, others are refused."""
+def _refuse_other_settings(output_dir: Path, settings: dict):
+    """A directory belongs to one run: the same settings go on with it, others raise a ValueError."""
     path = output_dir / "settings.json"
     if not path.exists():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
         return
-    earlier = json.loads(path.read_text())
-    ours = json.loads(json.dumps(settings))
+    earlier, ours = json.loads(path.read_text()), json.loads(json.dumps(settings))
     changed = sorted(name for name in {*earlier, *ours} if earlier.get(name) != ours.get(name))
     if changed:
         raise ValueError(

@@ -330,3 +330,4 @@ def test_mistakes_end_in_one_clear_line(wrong, message, options, tmp_path, monke
     with pytest.raises(SystemExit) as stopped:
         train_module.main()
     assert str(stopped.value).startswith("train.py: ") and message in str(stopped.value)
+    assert not (tmp_path / "run").exists()  # so that the corrected command may use it
