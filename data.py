@@ -1,9 +1,11 @@
 """Labelled texts for training: an MTEB task's train split, a Hub dataset, or a file with text and label columns."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets.config import HF_DATASETS_CACHE
 
 _FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -57,9 +59,8 @@ def load_labelled_texts(
         text_column, label_column = mteb_task.input_column_name, mteb_task.label_column_name
         source = mteb_task.metadata.name
     elif dataset is not None:
-        if dataset_root is not None:
-            dataset = str(Path(dataset_root).resolve() / "datasets" / dataset)
-        splits = load_dataset(dataset, dataset_config)
+        local = {"path": dataset} if dataset_root is None else local_dataset(dataset_root, dataset)
+        splits = load_dataset(name=dataset_config, **local)
         source = dataset
     else:
         files = {"train": train_file, **({"validation": validation_file} if validation_file else {})}
@@ -78,6 +79,26 @@ def load_labelled_texts(
         else:
             train, validation = _split(train, len(label_names), validation_share, seed)
     return LabelledTexts(train, validation, label_names, source)
+
+
+def local_dataset(dataset_root: str, repository: str) -> dict[str, str]:
+    """`path` and `cache_dir` for `datasets.load_dataset` to read the mirror of a dataset repository.
+
+    `datasets` names its cache of a local directory that configures its splits in a README for the directory's last name
+    alone, and would answer with the rows of another mirror, or of an earlier state of this one. So each state of each
+    mirror has a cache of its own.
+
+    Raises:
+        FileNotFoundError: the mirror lacks the repository.
+    """
+    path = Path(dataset_root).resolve() / "datasets" / repository
+    if not path.is_dir():
+        raise FileNotFoundError(f"{dataset_root} has no {repository}: {path} is missing.")
+    files = sorted(
+        (str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in path.rglob("*") if file.is_file()
+    )
+    state = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+    return {"path": str(path), "cache_dir": str(Path(HF_DATASETS_CACHE) / f"local-{state}")}
 
 
 def _load_file(path: str) -> Dataset:

@@ -14,7 +14,7 @@ from pathlib import Path
 import mteb
 import numpy as np
 import torch
-from mteb.models import AbsEncoder
+from mteb.models.abs_encoder import AbsEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoConfig
@@ -72,6 +72,7 @@ class Sweep:
 
     def __init__(self, task, llm, encoder, train_split, results, dataset_root=None, llm_cache_dir=None, training=None):
         self.task = get_task(task, dataset_root=dataset_root)
+        self.task.load_data()  # mteb neither loads again nor unloads what is loaded, so one load serves all points
         name = self.task.metadata.name
         self.models = {"llm": llm, "encoder": encoder}
         self.data = {
@@ -197,7 +198,6 @@ class Sweep:
         }
 
     def _splits(self):
-        self.task.load_data()
         if self.task.metadata.is_multilingual:
             return self.task.dataset[self.task.hf_subsets[0]]
         return self.task.dataset

@@ -1,8 +1,8 @@
 """mteb's classification tasks by name, from the Hub or from a local mirror of it."""
 
-from pathlib import Path
-
 import mteb
+
+from data import local_dataset
 
 
 def get_task(name: str, subset: str | None = None, dataset_root: str | None = None, split: str = "test"):
@@ -34,9 +34,6 @@ def get_task(name: str, subset: str | None = None, dataset_root: str | None = No
             raise ValueError(f"{name} has no subset {subset!r}; it has {', '.join(sorted(subsets))}.")
         task = mteb.get_task(name, hf_subsets=[subset], eval_splits=[split])
     if dataset_root is not None:
-        path = Path(dataset_root).resolve() / "datasets" / task.metadata.dataset["path"]
-        if not path.is_dir():
-            raise FileNotFoundError(f"{dataset_root} has no {task.metadata.dataset['path']}: {path} is missing.")
-        local = {**task.metadata.dataset, "path": str(path)}
-        task.metadata = task.metadata.model_copy(update={"dataset": local})
+        local = local_dataset(dataset_root, task.metadata.dataset["path"])
+        task.metadata = task.metadata.model_copy(update={"dataset": {**task.metadata.dataset, **local}})
     return task

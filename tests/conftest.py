@@ -1,10 +1,16 @@
 """Tiny backbones, made here: random weights, tokenizers trained on a few sentences."""
 
+import json
 import os
+import random
+import tempfile
 
 # Nothing here needs the Hub; without this every look-up would wait for it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# datasets keeps what it once read; the tests start from nothing.
+_datasets_cache = tempfile.TemporaryDirectory(prefix="datasets-")
+os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
 
 import subprocess
 import sys
@@ -149,6 +155,33 @@ def tiny_encoder(tmp_path_factory) -> str:
     return save_backbone(
         tmp_path_factory.mktemp("encoder"), encoder_configs()["roberta"], make_encoder_tokenizer(), seed=1
     )
+
+
+@pytest.fixture(scope="session")
+def dataset_root(tmp_path_factory) -> str:
+    """Small datasets laid out as mteb's repositories on the Hub are."""
+    generator = random.Random(0)
+    words = "the lid bus river pan owner book door café street lamp coat".split()
+    root = tmp_path_factory.mktemp("hub")
+    for path, labels in (("amazon_counterfactual/en", 2), ("emotion", 6)):
+        directory = root / "datasets" / "mteb" / path
+        directory.mkdir(parents=True)
+        for split, count in (("train", 300), ("validation", 24), ("test", 48)):
+            rows = [
+                {
+                    "text": " ".join(generator.choices(words, k=4)) + f" {i % labels}",
+                    "label": i % labels,
+                    "label_text": f"l{i % labels}",
+                }
+                for i in range(count)
+            ]
+            (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "datasets/mteb/amazon_counterfactual/README.md").write_text(
+        "---\nconfigs:\n- config_name: en\n  data_files:\n"
+        + "".join(f"  - split: {s}\n    path: en/{s}.jsonl\n" for s in ("train", "validation", "test"))
+        + "---\n"
+    )
+    return str(root)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """evaluate_mteb.py on small datasets laid out as mteb's repositories on the Hub are."""
 
 import json
-import random
+import shutil
 
 import mteb
 import pytest
@@ -11,32 +11,6 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 import evaluate_mteb
 from tasks import get_task
-
-
-@pytest.fixture(scope="module")
-def dataset_root(tmp_path_factory) -> str:
-    generator = random.Random(0)
-    words = "the lid bus river pan owner book door café street lamp coat".split()
-    root = tmp_path_factory.mktemp("hub")
-    for path, labels in (("amazon_counterfactual/en", 2), ("emotion", 6)):
-        directory = root / "datasets" / "mteb" / path
-        directory.mkdir(parents=True)
-        for split, count in (("train", 300), ("validation", 24), ("test", 48)):
-            rows = [
-                {
-                    "text": " ".join(generator.choices(words, k=4)) + f" {i % labels}",
-                    "label": i % labels,
-                    "label_text": f"l{i % labels}",
-                }
-                for i in range(count)
-            ]
-            (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (root / "datasets/mteb/amazon_counterfactual/README.md").write_text(
-        "---\nconfigs:\n- config_name: en\n  data_files:\n"
-        + "".join(f"  - split: {s}\n    path: en/{s}.jsonl\n" for s in ("train", "validation", "test"))
-        + "---\n"
-    )
-    return str(root)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +93,20 @@ def test_a_failing_task_does_not_stop_the_others(monkeypatch, model_directory, d
     assert code == 1
     assert "FAILED EmotionClassification: RuntimeError: no memory left" in printed
     assert list(tmp_path.rglob("AmazonCounterfactualClassification.json"))
+
+
+def test_mirrors_of_one_name_are_kept_apart(dataset_root, tmp_path):
+    """datasets itself would give the rows that it read first for both."""
+    shutil.copytree(dataset_root, tmp_path / "other")
+    path = tmp_path / "other/datasets/mteb/amazon_counterfactual/en/test.jsonl"
+    for expected in (48, 47):
+        task = get_task("AmazonCounterfactual", dataset_root=str(tmp_path / "other"))
+        task.load_data()
+        assert len(task.dataset["en"]["test"]) == expected
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    task = get_task("AmazonCounterfactual", dataset_root=dataset_root)
+    task.load_data()
+    assert len(task.dataset["en"]["test"]) == 48
 
 
 def test_tasks_by_name():

@@ -1,0 +1,103 @@
+import json
+
+import mteb
+import pytest
+from sentence_transformers import SentenceTransformer
+
+import evaluate_mteb
+from modeling_hybrid import HybridModel
+from repository import save_repository
+from sweep import Point, Sweep
+from tasks import get_task
+
+
+@pytest.fixture(scope="module")
+def make_sweep(tiny_llm, tiny_encoder, dataset_root, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("sweep")
+
+    def make(task="AmazonCounterfactual", train_split="validation"):
+        return Sweep(
+            task,
+            tiny_llm,
+            tiny_encoder,
+            train_split,
+            directory / "results",
+            dataset_root,
+            str(directory / "llm-states"),
+            training={"num_train_epochs": 1, "disable_tqdm": True},
+        )
+
+    return make
+
+
+def test_every_kind_of_point(make_sweep):
+    points = [Point("llm", 1, (2,)), Point("encoder-untrained", 1), Point("encoder", 1), Point("hybrid", 1, (2,))]
+    points += [Point("hybrid", 1, (2, 5), pooling) for pooling in ("max", "mean")]
+    results = make_sweep().run(points)
+    for point, result in zip(points, results):
+        assert (result["kind"], result["layers"], result["layer_pooling"]) == (
+            point.kind,
+            list(point.layers),
+            point.layer_pooling,
+        )
+        assert len(result["experiments"]) == 10
+        assert ("head" in result) == (point.kind in ("encoder", "hybrid"))
+    assert len({result["accuracy"] for result in results}) > 1
+    names = {path.name for path in make_sweep().directory.iterdir()}
+    assert names == {f"{point.name}.json" for point in points}  # and no leftover of a training
+
+
+def test_goes_on_where_it_was_and_runs_the_llm_once(make_sweep, monkeypatch):
+    texts = []
+    original = HybridModel.hidden_states
+    monkeypatch.setattr(
+        HybridModel, "hidden_states", lambda self, ids, mask: texts.append(len(ids)) or original(self, ids, mask)
+    )
+    sweep = make_sweep("Emotion")
+    points = [Point("llm", 1, (layer,)) for layer in range(1, 8)]
+    sweep.run(points[:3])
+    once = sum(texts)
+    assert once > 0
+    before = {path: path.stat().st_mtime_ns for path in sweep.directory.iterdir()}
+    make_sweep("Emotion").run(points)
+    assert sum(texts) == once  # seven layers and a second start: no text was read twice
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    accuracies = [json.loads((sweep.directory / f"{point.name}.json").read_text())["accuracy"] for point in points]
+    best = sorted(range(7), key=lambda i: accuracies[i], reverse=True)[:4]
+    assert sweep.best_layers("llm", [1]) == tuple(sorted(i + 1 for i in best))
+
+
+def test_a_point_equals_the_saved_model_scored_by_mteb(make_sweep, dataset_root, tmp_path):
+    sweep = make_sweep()
+    (result,) = sweep.run([Point("llm", 1, (5,))])
+    module = sweep._build(Point("llm", 1, (5,)))
+    save_repository(tmp_path / "model", module.model, module.tokenizer, module.max_seq_length)
+    model = SentenceTransformer(str(tmp_path / "model"), trust_remote_code=True, device="cpu")
+    task = get_task("AmazonCounterfactual", dataset_root=dataset_root)
+    scores = mteb.evaluate(model, task, cache=None).task_results[0].scores["test"][0]
+    assert result["accuracy"] == pytest.approx(scores["accuracy"], abs=1e-6)
+    assert result["f1"] == pytest.approx(scores["f1"], abs=1e-6)
+
+
+def test_train_split_is_chosen_by_validation(make_sweep):
+    (result,) = make_sweep(train_split="train").run([Point("hybrid", 1, (2,))])
+    assert result["train_split"] == "train"
+    with pytest.raises(ValueError, match="never trained on"):
+        make_sweep(train_split="test").run([Point("hybrid", 1, (2,))])
+
+
+def test_command_line(tiny_llm, tiny_encoder, dataset_root, tmp_path, monkeypatch, capsys):
+    arguments = ["sweep", "Emotion", "--llm", tiny_llm, "--encoder", tiny_encoder, "--dataset-root", dataset_root]
+    arguments += ["--kinds", "llm", "merged", "--layers", "1", "7", "--merge", "1", "7", "--seeds", "1"]
+    arguments += ["--results", str(tmp_path / "results"), "--llm-cache-dir", str(tmp_path / "llm-states")]
+    monkeypatch.setattr("sys.argv", ["evaluate_mteb.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_mteb.main()
+    assert stopped.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines if "seed" in line] == [
+        "llm 1 (seed 1)",
+        "llm 7 (seed 1)",
+        "hybrid 1 7 max (seed 1)",
+        "hybrid 1 7 mean (seed 1)",
+    ]
