@@ -1,6 +1,7 @@
 """Labelled texts for training: an MTEB task's train split, a Hub dataset, or a file with text and label columns."""
 
 import hashlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def load_labelled_texts(
         from tasks import get_task  # mteb takes seconds to import
 
         mteb_task = get_task(task, task_subset, dataset_root)
-        mteb_task.load_data()
+        with _explained_connection_errors():
+            mteb_task.load_data()
         splits = mteb_task.dataset
         if mteb_task.metadata.is_multilingual:
             splits = splits[mteb_task.hf_subsets[0]]
@@ -60,7 +62,8 @@ def load_labelled_texts(
         source = mteb_task.metadata.name
     elif dataset is not None:
         local = {"path": dataset} if dataset_root is None else local_dataset(dataset_root, dataset)
-        splits = load_dataset(name=dataset_config, **local)
+        with _explained_connection_errors():
+            splits = load_dataset(name=dataset_config, **local)
         source = dataset
     else:
         files = {"train": train_file, **({"validation": validation_file} if validation_file else {})}
@@ -99,6 +102,14 @@ def local_dataset(dataset_root: str, repository: str) -> dict[str, str]:
     )
     state = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
     return {"path": str(path), "cache_dir": str(Path(HF_DATASETS_CACHE) / f"local-{state}")}
+
+
+@contextmanager
+def _explained_connection_errors():
+    try:
+        yield
+    except ConnectionError as error:
+        raise ConnectionError(f"{error}. Without the Hub, read a local mirror of it: --dataset_root DIR.") from error
 
 
 def _load_file(path: str) -> Dataset:

@@ -2,10 +2,13 @@
 
     python evaluate_mteb.py run runs/counterfactual/final --tasks AmazonCounterfactual Emotion
     python evaluate_mteb.py table
+    python evaluate_mteb.py sweep AmazonCounterfactual --kinds llm hybrid
+    python evaluate_mteb.py report
 
 `run` scores any SentenceTransformer directory or Hub id with `mteb.evaluate`. Finished tasks are skipped on a second run,
 a task that fails is reported and the others go on, and the scores stay in --results as mteb's own JSON. `table` prints
-what is there, the mean and deviation over the seeds of models whose names differ by `-s<seed>` alone.
+what is there, the mean and deviation over the seeds of models whose names differ by `-s<seed>` alone. `sweep` compares
+LLM, encoder and hybrid at every layer (see sweep.py), and `report` draws what it found (see report.py).
 """
 
 import argparse
@@ -71,6 +74,10 @@ def main():
     table_parser = commands.add_parser("table", help="print the scores of --results")
     table_parser.add_argument("--results", default="results/mteb", help="where mteb keeps the scores")
     table_parser.set_defaults(function=table)
+    report_parser = commands.add_parser("report", help="draw the figures and tables of the sweeps")
+    report_parser.add_argument("--results", default="results/sweep", help="where the points are kept")
+    report_parser.add_argument("--output", default="results/report", help="where figures and tables go")
+    report_parser.set_defaults(function=report)
     args = parser.parse_args()
     try:
         sys.exit(args.function(args))
@@ -128,6 +135,14 @@ def sweep(args) -> int:
         name += f" {result['layer_pooling']}" * (len(result["layers"]) > 1) + f" (seed {result['seed']})"
         head = f"{result['head']['accuracy']:8.4f}" if "head" in result else " " * 8
         print(f"{name:<32} {result['accuracy']:8.4f} {result['f1']:8.4f} {head} {result['seconds']:8.1f}")
+    return 0
+
+
+def report(args) -> int:
+    from report import write_report  # brings in matplotlib
+
+    for path in write_report(args.results, args.output):
+        print(path)
     return 0
 
 

@@ -96,6 +96,12 @@ def test_bad_arguments(tmp_path):
         load_labelled_texts(train_file=str(tmp_path / "train.txt"))
 
 
+def test_no_network_points_to_the_mirror():
+    for source in ({"task": "EmotionClassification"}, {"dataset": "mteb/emotion"}):
+        with pytest.raises(ConnectionError, match="--dataset_root"):
+            load_labelled_texts(**source)
+
+
 def test_bundled_sample():
     sample = ROOT / "data" / "counterfactual_sample"
     parts = {

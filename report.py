@@ -1,0 +1,171 @@
+"""Draws the figures and tables of a sweep from its results files, with no model and no network.
+
+For each task and training split, after the report of 2024: accuracy and F1 against the layer for LLM-only and hybrid, with
+the encoder alone as lines (its figures 2 to 5); layer merging (its tables 1 and 2); and our place among published models
+(its figure 6). Written as PNG, SVG and `report.md`.
+"""
+
+import csv
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+METRICS = {"accuracy": "accuracy", "f1": "macro F1"}
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+CURVES = {"hybrid": ("hybrid", "#0072B2", "o"), "llm": ("LLM only", "#E69F00", "s")}
+LINES = {
+    "encoder": ("encoder only, fine-tuned", "#009E73", "-"),
+    "encoder-untrained": ("encoder only, untrained", "#666666", "--"),
+}
+
+
+def write_report(results: str, output: str) -> list[Path]:
+    """Reads the points below `results` (`<task>/<recipe>/<train split>/*.json`) and writes the report to `output`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        FileNotFoundError: there are no points.
+    """
+    sweeps = read_points(results)
+    if not sweeps:
+        raise FileNotFoundError(f"{results} holds no points of a sweep: run `evaluate_mteb.py sweep` first.")
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    written, text = [], ["# Sweeps over the layers", ""]
+    for (task, recipe, split), points in sorted(sweeps.items()):
+        title = f"{task.removesuffix('Classification')}, trained on its {split} split, recipe `{recipe}`"
+        text += [f"## {title}", "", describe(points), ""]
+        for metric, label in METRICS.items():
+            name = f"{task}-{recipe}-{split}-{metric}"
+            written += draw_layers(points, metric, label, title.replace("`", ""), output / name)
+            text += [f"![{label} against the layer]({name}.png)", ""]
+        text += [*layer_table(points), "", *merging_table(points), ""]
+    for path in sorted(Path(results).parent.glob("published/*.csv")):
+        written += draw_rank(path, sweeps, output / f"{path.stem}-rank")
+        text += [f"## {path.stem} among published models", "", f"![rank]({path.stem}-rank.png)", ""]
+    (output / "report.md").write_text("\n".join(text))
+    return [*written, output / "report.md"]
+
+
+def read_points(results) -> dict:
+    """The points by (task, recipe, train split), and in each by (kind, layers, layer pooling): a list over the seeds."""
+    sweeps = defaultdict(lambda: defaultdict(list))
+    for path in sorted(Path(results).glob("*/*/*/*.json")):
+        point = json.loads(path.read_text())
+        key = (point["kind"], tuple(point["layers"]), point["layer_pooling"])
+        sweeps[point["task"], point["recipe"], point["train_split"]][key].append(point)
+    return sweeps
+
+
+def describe(points) -> str:
+    some = next(iter(points.values()))[0]
+    seeds = sorted({point["seed"] for group in points.values() for point in group})
+    return (
+        f"{some['backbones']['llm']} and {some['backbones']['encoder']}; seeds {', '.join(map(str, seeds))}. Scores of "
+        "mteb's few-shot probe on the test split; in brackets those of the trained head. ± is the deviation over the "
+        "seeds, or with one seed over mteb's ten experiments."
+    )
+
+
+def mean_and_spread(group: list[dict], metric: str) -> tuple[float, float]:
+    """Over the seeds; of a single seed the spread is that over mteb's experiments."""
+    values = [point[metric] for point in group]
+    if len(values) > 1:
+        return statistics.mean(values), statistics.stdev(values)
+    return values[0], statistics.stdev(experiment[metric] for experiment in group[0]["experiments"])
+
+
+def curve(points, kind: str, metric: str) -> tuple[list[int], list[float], list[float]]:
+    """Layers, means and spreads of the single-layer points of `kind`."""
+    layers = sorted(key[1][0] for key in points if key[0] == kind and len(key[1]) == 1)
+    values = [mean_and_spread(points[kind, (layer,), "mean"], metric) for layer in layers]
+    return layers, [mean for mean, _ in values], [spread for _, spread in values]
+
+
+def draw_layers(points, metric: str, label: str, title: str, path: Path) -> list[Path]:
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for kind, (name, colour, marker) in CURVES.items():
+        layers, means, spreads = curve(points, kind, metric)
+        if layers:
+            axes.plot(layers, means, color=colour, marker=marker, markersize=5, label=name)
+            low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
+            axes.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
+    for kind, (name, colour, style) in LINES.items():
+        if (kind, (), "mean") in points:
+            mean, _ = mean_and_spread(points[kind, (), "mean"], metric)
+            axes.axhline(mean, color=colour, linestyle=style, label=name)
+    axes.set(xlabel="layer of the LLM", ylabel=label)
+    axes.set_title(title, fontsize=11)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=9)
+    return save(figure, path)
+
+
+def layer_table(points) -> list[str]:
+    layers = sorted({key[1][0] for key in points if len(key[1]) == 1})
+    rows = ["| | accuracy | F1 |", "|---|---|---|"]
+    for kind, (name, *_) in {**LINES, **CURVES}.items():
+        if (kind, (), "mean") in points:
+            rows.append(row(name, points[kind, (), "mean"]))
+        rows += [
+            row(f"{name}, layer {k}", points[kind, (k,), "mean"]) for k in layers if (kind, (k,), "mean") in points
+        ]
+    return rows
+
+
+def merging_table(points) -> list[str]:
+    """The merged layers beside each of them alone; nothing where no layers were merged."""
+    merged = sorted(key for key in points if len(key[1]) > 1)
+    if not merged:
+        return []
+    rows = ["| layers merged | accuracy | F1 |", "|---|---|---|"]
+    for kind, layers, pooling in merged:
+        rows.append(row(f"{kind}, {pooling} of {', '.join(map(str, layers))}", points[kind, layers, pooling]))
+    return rows
+
+
+def row(name: str, group: list[dict]) -> str:
+    cells = []
+    for metric in METRICS:
+        mean, spread = mean_and_spread(group, metric)
+        heads = [point["head"][metric] for point in group if "head" in point]
+        cells.append(f"{mean:.4f} ± {spread:.4f}" + (f" ({statistics.mean(heads):.4f})" if heads else ""))
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def draw_rank(published: Path, sweeps, path: Path) -> list[Path]:
+    """Published accuracies on a task and our best of each kind, whatever it was trained on."""
+    with open(published, newline="", encoding="utf-8") as file:
+        bars = [(entry["model"], float(entry["accuracy"]), "#BBBBBB") for entry in csv.DictReader(file)]
+    for (task, _, split), points in sweeps.items():
+        for kind, (name, colour, _) in {**CURVES, **LINES}.items():
+            groups = [group for key, group in points.items() if key[0] == kind] if task == published.stem else []
+            if groups:
+                best = max(mean_and_spread(group, "accuracy")[0] for group in groups)
+                bars.append((f"{name}, {split} split (ours)", best, colour))
+    bars.sort(key=lambda bar: bar[1])
+    figure, axes = plt.subplots(figsize=(7, 0.32 * len(bars) + 1.2), layout="constrained")
+    drawn = axes.barh([bar[0] for bar in bars], [bar[1] for bar in bars], color=[bar[2] for bar in bars])
+    axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
+    axes.set(xlabel="accuracy", xlim=(0.5, 1.0))
+    axes.set_title(published.stem, fontsize=11)
+    return save(figure, path)
+
+
+def save(figure, path: Path) -> list[Path]:
+    paths = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "svg")]
+    for file in paths:
+        # No date and fixed ids, so that the same results give the same file.
+        with matplotlib.rc_context({"svg.hashsalt": "hybrid"}):
+            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else {})
+    plt.close(figure)
+    return paths

@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+
+import report
+from report import mean_and_spread, read_points, write_report
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Points with known scores: accuracy of layer k is k / 10 for the LLM, k / 10 + 0.1 and 0.3 for the hybrid's seeds."""
+    directory = tmp_path / "results/sweep/AmazonCounterfactualClassification/tuned/validation"
+    directory.mkdir(parents=True)
+
+    def write(kind, accuracy, seed=1, layers=(), pooling="mean", head=None):
+        point = {
+            "task": "AmazonCounterfactualClassification", "recipe": "tuned", "train_split": "validation", "kind": kind,
+            "seed": seed, "layers": list(layers), "layer_pooling": pooling, "backbones": {"llm": "L", "encoder": "E"},
+            "accuracy": accuracy, "f1": accuracy - 0.05, "seconds": 1.0,
+            "experiments": [{"accuracy": accuracy + d, "f1": accuracy - 0.05 + d} for d in (-0.01, 0.01)],
+        }  # fmt: skip
+        if head is not None:
+            point["head"] = {"accuracy": head, "f1": head}
+        name = f"{kind}-{'-'.join(map(str, layers))}-{pooling}-{seed}.json"
+        (directory / name).write_text(json.dumps(point))
+
+    for layer in (1, 2, 3):
+        write("llm", layer / 10, layers=[layer])
+        for seed, more in ((1, 0.1), (2, 0.3)):
+            write("hybrid", layer / 10 + more, seed=seed, layers=[layer], head=0.9)
+    write("encoder", 0.55, head=0.8)
+    write("encoder-untrained", 0.25)
+    write("hybrid", 0.45, layers=[1, 3], pooling="max", head=0.7)
+    published = tmp_path / "results/published"
+    published.mkdir()
+    (published / "AmazonCounterfactualClassification.csv").write_text("model,accuracy,source\nOther,0.95,here\n")
+    return tmp_path / "results/sweep"
+
+
+def test_spread_is_over_seeds_or_else_over_experiments(results):
+    (points,) = read_points(results).values()
+    assert mean_and_spread(points["hybrid", (2,), "mean"], "accuracy") == pytest.approx(
+        (0.4, np.std([0.3, 0.5], ddof=1))
+    )
+    assert mean_and_spread(points["llm", (2,), "mean"], "f1") == pytest.approx((0.15, np.std([-0.01, 0.01], ddof=1)))
+
+
+def test_figures_show_the_results(results, tmp_path, monkeypatch):
+    figures = {}
+    save = report.save
+    monkeypatch.setattr(
+        report, "save", lambda figure, path: figures.update({path.name: figure.axes[0]}) or save(figure, path)
+    )
+    written = write_report(results, tmp_path / "report")
+    assert all(path.stat().st_size > 0 for path in written)
+    assert {path.suffix for path in written} == {".png", ".svg", ".md"}
+
+    axes = figures["AmazonCounterfactualClassification-tuned-validation-accuracy"]
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    np.testing.assert_allclose(lines["LLM only"], [(1, 0.1), (2, 0.2), (3, 0.3)])
+    np.testing.assert_allclose(lines["hybrid"], [(1, 0.3), (2, 0.4), (3, 0.5)])
+    assert set(lines["encoder only, fine-tuned"][:, 1]) == {0.55}
+    assert set(lines["encoder only, untrained"][:, 1]) == {0.25}
+    assert len(axes.collections) == 2  # the shaded spreads
+    assert axes.get_xlabel() and axes.get_ylabel() == "accuracy"
+
+    rank = figures["AmazonCounterfactualClassification-rank"]
+    widths = [bar.get_width() for bar in rank.patches]
+    assert widths == sorted(widths) and max(widths) == 0.95
+    names = dict(zip((label.get_text() for label in rank.get_yticklabels()), widths))
+    assert names["hybrid, validation split (ours)"] == pytest.approx(0.5)
+
+
+def test_tables(results, tmp_path):
+    write_report(results, tmp_path / "report")
+    text = (tmp_path / "report/report.md").read_text()
+    assert "| hybrid, layer 3 | 0.5000 ± 0.1414 (0.9000) | 0.4500 ± 0.1414 (0.9000) |" in text
+    assert "| hybrid, max of 1, 3 | 0.4500 ± 0.0141 (0.7000) | 0.4000 ± 0.0141 (0.7000) |" in text
+    assert "L and E; seeds 1, 2." in text
+
+
+def test_the_same_results_give_the_same_report(results, tmp_path):
+    first, second = (write_report(results, tmp_path / name) for name in ("one", "two"))
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(first, second))
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(FileNotFoundError, match="evaluate_mteb.py sweep"):
+        write_report(tmp_path, tmp_path / "report")
