@@ -66,6 +66,7 @@ def main():
     sweep_parser.add_argument("--layers", nargs="+", type=int, help="of llm and hybrid; all by default")
     sweep_parser.add_argument("--merge", nargs="+", type=int, help="merge these layers, not the four best")
     sweep_parser.add_argument("--train-split", default="validation", help="validation: the report's texts; or train")
+    sweep_parser.add_argument("--recipe", default="tuned", choices=["tuned", "paper"], help="ours, or the report's")
     sweep_parser.add_argument("--seeds", nargs="+", type=int, default=[33], help="33 is the report's")
     sweep_parser.add_argument("--results", default="results/sweep", help="where the points are kept")
     sweep_parser.add_argument("--dataset-root", help="as for run")
@@ -116,7 +117,14 @@ def sweep(args) -> int:
 
     logging.getLogger("sweep").setLevel(logging.INFO)
     runner = Sweep(
-        args.task, args.llm, args.encoder, args.train_split, args.results, args.dataset_root, args.llm_cache_dir
+        args.task,
+        args.llm,
+        args.encoder,
+        args.train_split,
+        args.results,
+        args.dataset_root,
+        args.llm_cache_dir,
+        recipe=args.recipe,
     )
     layers = args.layers or range(1, runner.depth + 1)
     points = [Point(kind, args.seeds[0]) for kind in args.kinds if kind == "encoder-untrained"]

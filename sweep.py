@@ -23,16 +23,66 @@ from backbones import resolve_backbone
 from repository import write_json
 from tasks import get_task
 from train import DataArguments, HybridTrainingArguments, ModelArguments, build_encoder, build_hybrid, fit
-from trainer import HeadEvaluator
+from trainer import HeadEvaluator, HybridModule
 
 logger = logging.getLogger(__name__)
 
-# `tuned` is train.py's own recipe. On the validation splits, which the report trained on alone, epochs and batch size are
-# the report's.
-RECIPE = "tuned"
+# Epochs and batch size of the report, which trained on the validation splits alone; both recipes use them there.
 REPORT_TRAINING = {
     "AmazonCounterfactualClassification": {"num_train_epochs": 6, "per_device_train_batch_size": 8},
     "EmotionClassification": {"num_train_epochs": 5, "per_device_train_batch_size": 32},
+}
+
+
+class ReportModule(HybridModule):
+    """The hybrid with the report's mistakes about padding.
+
+    The LLM's tokenizer pads on the left, the encoder counts its positions from the padding, and the mean runs over the
+    padding too, so that a text's embedding depends on the texts beside it. (Our LLM states are zero at the padding,
+    where the report's were those of the padding token.)
+    """
+
+    def forward(self, features, **kwargs):
+        mask = features["attention_mask"]
+        states = features.get("llm_hidden_states")
+        if states is None:
+            states = self.model.hidden_states(features["input_ids"], mask)
+        states = self.model.merge_layers(states)
+        if self.model.encoder is not None:
+            inputs_embeds = self.model.projector(states)
+            states = self.model.encoder(inputs_embeds=inputs_embeds, attention_mask=mask).last_hidden_state
+        return {**features, "token_embeddings": states, "attention_mask": torch.ones_like(mask)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of `train.py` that differ from its defaults, and the module that a hybrid is trained as."""
+
+    model: dict
+    training: dict
+    module: type = HybridModule
+
+
+RECIPES = {
+    "tuned": Recipe({}, {}),
+    "paper": Recipe(
+        # Mistakes of the report: LLM states as they come, of which a few dimensions hold nearly all the energy, enter
+        # through a random projection ...
+        {"standardize": False, "projector_init": "random"},
+        {
+            # ... that a step of 1e-5 hardly moves on a few hundred texts.
+            "learning_rate": 1e-5,
+            "projector_learning_rate": 1e-5,
+            "head_learning_rate": 1e-5,
+            # Adam as torch has it by default: constant steps, no decay, no clipping.
+            "lr_scheduler_type": "constant",
+            "warmup_steps": 0,
+            "weight_decay": 0.0,
+            "max_grad_norm": 0.0,
+            "contrastive_weight": 0.0,
+        },
+        ReportModule,
+    ),
 }
 
 
@@ -68,9 +118,21 @@ class Sweep:
         dataset_root: a local mirror of the Hub's datasets.
         llm_cache_dir: where LLM states are kept.
         training: further training arguments.
+        recipe: a name in `RECIPES`: `tuned` is train.py's own, `paper` that of the report.
     """
 
-    def __init__(self, task, llm, encoder, train_split, results, dataset_root=None, llm_cache_dir=None, training=None):
+    def __init__(
+        self,
+        task,
+        llm,
+        encoder,
+        train_split,
+        results,
+        dataset_root=None,
+        llm_cache_dir=None,
+        training=None,
+        recipe="tuned",
+    ):
         self.task = get_task(task, dataset_root=dataset_root)
         self.task.load_data()  # mteb neither loads again nor unloads what is loaded, so one load serves all points
         name = self.task.metadata.name
@@ -82,8 +144,10 @@ class Sweep:
             "validation_share": 0.0 if train_split == "validation" else 0.1,
             **({"llm_cache_dir": llm_cache_dir} if llm_cache_dir else {}),
         }
-        self.training = {**(REPORT_TRAINING.get(name, {}) if train_split == "validation" else {}), **(training or {})}
-        self.directory = Path(results) / name / RECIPE / train_split
+        self.recipe_name, self.recipe = recipe, RECIPES[recipe]
+        of_the_report = REPORT_TRAINING.get(name, {}) if train_split == "validation" else {}
+        self.training = {**of_the_report, **self.recipe.training, **(training or {})}
+        self.directory = Path(results) / name / recipe / train_split
         self.directory.mkdir(parents=True, exist_ok=True)
         self.depth = AutoConfig.from_pretrained(resolve_backbone(llm)).get_text_config(decoder=True).num_hidden_layers
 
@@ -125,7 +189,7 @@ class Sweep:
             **({"save_strategy": "no", "load_best_model_at_end": False} if not self.data["validation_share"] else {}),
             **self.training,
         )
-        return ModelArguments(**models, **layers), DataArguments(**self.data), training
+        return ModelArguments(**models, **layers, **self.recipe.model), DataArguments(**self.data), training
 
     def _fill_cache(self):
         """Computes the states of all layers for every text that a point will read, in one pass of the LLM."""
@@ -150,6 +214,7 @@ class Sweep:
             cache_dir,
             data_args.llm_cache_dtype,
             training.device,
+            self.recipe.module,
         )
         return module
 
@@ -158,7 +223,7 @@ class Sweep:
         model_args, data_args, training = self._arguments(point)
         result = {
             "task": self.task.metadata.name,
-            "recipe": RECIPE,
+            "recipe": self.recipe_name,
             "kind": point.kind,
             "layers": list(point.layers),
             "layer_pooling": point.layer_pooling,
@@ -167,7 +232,7 @@ class Sweep:
             "backbones": self.models,
         }
         if point.kind in ("hybrid", "encoder"):
-            model, report = fit(model_args, data_args, training, settings={})
+            model, report = fit(model_args, data_args, training, {}, self.recipe.module)
             splits = self._splits()
             test = splits["test"]
             text_column, label_column = self.task.input_column_name, self.task.label_column_name

@@ -199,7 +199,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
     return results
 
 
-def fit(model_args, data_args, args, settings: dict) -> tuple[SentenceTransformer, dict]:
+def fit(model_args, data_args, args, settings: dict, hybrid_module=HybridModule) -> tuple[SentenceTransformer, dict]:
     """The trained model (encoder or hybrid, pooling, head) and what is to be said of its training."""
     output_dir = Path(args.output_dir)
     set_seed(args.seed)
@@ -225,7 +225,7 @@ def fit(model_args, data_args, args, settings: dict) -> tuple[SentenceTransforme
         # The other processes of a distributed run wait for the first, and read the states that it stored.
         with args.main_process_first(desc="LLM states"):
             first, projector_fit = build_hybrid(
-                model_args, splits[0], list(chain(*splits)), cache_dir, cache_dtype, args.device
+                model_args, splits[0], list(chain(*splits)), cache_dir, cache_dtype, args.device, hybrid_module
             )
     pooling = Pooling(first.get_embedding_dimension(), pooling_mode="mean")
     head = ClassificationHead(first.get_embedding_dimension(), len(texts.label_names))
@@ -267,7 +267,7 @@ def fit(model_args, data_args, args, settings: dict) -> tuple[SentenceTransforme
 
 
 def build_hybrid(
-    model_args, train_texts, all_texts, cache_dir, cache_dtype, device
+    model_args, train_texts, all_texts, cache_dir, cache_dtype, device, hybrid_module=HybridModule
 ) -> tuple[HybridModule, dict | None]:
     """The hybrid (or the LLM-only baseline) ready to train: states cached, statistics and projector estimated."""
     encoder = None if model_args.encoder == "none" else model_args.encoder
@@ -301,7 +301,7 @@ def build_hybrid(
     if encoder is not None and model_args.projector_init == "ridge":
         encoder, revision = resolve_backbone(encoder), model_args.encoder_revision
         projector_fit = fit_projector(hybrid, cache, tokenizer, encoder, train_texts, max_seq_length, revision)
-    return HybridModule(hybrid, tokenizer, max_seq_length, cache), projector_fit
+    return hybrid_module(hybrid, tokenizer, max_seq_length, cache), projector_fit
 
 
 def build_encoder(model_args) -> Transformer:

@@ -9,13 +9,14 @@ from modeling_hybrid import HybridModel
 from repository import save_repository
 from sweep import Point, Sweep
 from tasks import get_task
+from train import fit
 
 
 @pytest.fixture(scope="module")
 def make_sweep(tiny_llm, tiny_encoder, dataset_root, tmp_path_factory):
     directory = tmp_path_factory.mktemp("sweep")
 
-    def make(task="AmazonCounterfactual", train_split="validation"):
+    def make(task="AmazonCounterfactual", train_split="validation", recipe="tuned"):
         return Sweep(
             task,
             tiny_llm,
@@ -25,6 +26,7 @@ def make_sweep(tiny_llm, tiny_encoder, dataset_root, tmp_path_factory):
             dataset_root,
             str(directory / "llm-states"),
             training={"num_train_epochs": 1, "disable_tqdm": True},
+            recipe=recipe,
         )
 
     return make
@@ -84,6 +86,27 @@ def test_train_split_is_chosen_by_validation(make_sweep):
     assert result["train_split"] == "train"
     with pytest.raises(ValueError, match="never trained on"):
         make_sweep(train_split="test").run([Point("hybrid", 1, (2,))])
+
+
+def test_paper_recipe_has_the_reports_mistakes(make_sweep):
+    """A text's embedding depends on the texts beside it; with our recipe it does not."""
+    for recipe in ("paper", "tuned"):
+        sweep = make_sweep(recipe=recipe)
+        point = Point("hybrid", 1, (2,))
+        model_args, data_args, training = sweep._arguments(point)
+        model, report = fit(model_args, data_args, training, {}, sweep.recipe.module)
+        embedder = SentenceTransformer(modules=[model[0], model[1]], device="cpu")
+        alone = embedder.encode(["the lid"])[0]
+        beside = embedder.encode(["the lid", "river pan owner book door café street lamp coat the bus"])[0]
+        if recipe == "paper":
+            assert abs(alone - beside).max() > 1e-2
+            assert report["projector_fit"] is None and model[0].model.standardizer.clip == float("inf")
+            assert set(training.learning_rate_mapping.values()) == {training.learning_rate} == {1e-5}
+        else:
+            assert abs(alone - beside).max() < 1e-5
+            assert report["projector_fit"] and model[0].model.standardizer.clip == 5
+    (result,) = make_sweep(recipe="paper").run([point])
+    assert result["recipe"] == "paper"
 
 
 def test_command_line(tiny_llm, tiny_encoder, dataset_root, tmp_path, monkeypatch, capsys):
