@@ -20,6 +20,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoConfig
 
 from backbones import resolve_backbone
+from data import load_labelled_texts
 from repository import write_json
 from tasks import get_task
 from train import DataArguments, HybridTrainingArguments, ModelArguments, build_encoder, build_hybrid, fit
@@ -185,7 +186,7 @@ class Sweep:
         training = HybridTrainingArguments(
             output_dir=str(run_directory),
             seed=point.seed,
-            # An interrupted point is trained again, so nothing but the best checkpoint is needed, if one is chosen.
+            # Without validation texts there is no best checkpoint to go back to, and the training is short.
             **({"save_strategy": "no", "load_best_model_at_end": False} if not self.data["validation_share"] else {}),
             **self.training,
         )
@@ -199,8 +200,6 @@ class Sweep:
 
     def _build(self, point: Point, texts=()):
         """The LLM-only model of `point` with its statistics, from the states of its training texts."""
-        from data import load_labelled_texts
-
         model_args, data_args, training = self._arguments(point)
         sources = dict(self.data)
         cache_dir = sources.pop("llm_cache_dir", data_args.llm_cache_dir)
