@@ -156,7 +156,7 @@ def draw_rank(published: Path, sweeps, path: Path) -> list[Path]:
     figure, axes = plt.subplots(figsize=(7, 0.32 * len(bars) + 1.2), layout="constrained")
     drawn = axes.barh([bar[0] for bar in bars], [bar[1] for bar in bars], color=[bar[2] for bar in bars])
     axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
-    axes.set(xlabel="accuracy", xlim=(0.5, 1.0))
+    axes.set(xlabel="accuracy (ours: the best layer on the test split)", xlim=(0.5, 1.03))
     axes.set_title(published.stem, fontsize=11)
     return save(figure, path)
 
