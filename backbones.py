@@ -92,7 +92,11 @@ def _offline_gemma() -> Path:
         return target
     package = _offline_package(OFFLINE_LLM)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as work:
+    # The conversion draws random numbers; a seeded training must not depend on whether it ran.
+    with (
+        torch.random.fork_rng(),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as work,
+    ):
         logger.warning("Converting %s for transformers, once: about a minute. It is kept in %s.", OFFLINE_LLM, target)
         gguf = package.assemble(Path(work) / "gemma-3-270m-q4_k_m.gguf")
         _check_sha256(gguf, GEMMA_SHA256)
