@@ -50,14 +50,12 @@ def load_labelled_texts(
     if "test" in train_split:
         raise ValueError(f"--train_split {train_split}: test data measure a model and are never trained on.")
     if task is not None:
-        from tasks import get_task  # mteb takes seconds to import
+        from tasks import get_task, task_splits  # mteb takes seconds to import
 
         mteb_task = get_task(task, task_subset, dataset_root)
         with _explained_connection_errors():
             mteb_task.load_data()
-        splits = mteb_task.dataset
-        if mteb_task.metadata.is_multilingual:
-            splits = splits[mteb_task.hf_subsets[0]]
+        splits = task_splits(mteb_task)
         text_column, label_column = mteb_task.input_column_name, mteb_task.label_column_name
         source = mteb_task.metadata.name
     elif dataset is not None:

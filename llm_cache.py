@@ -55,7 +55,7 @@ class LLMStateCache:
             for path in sorted(self._layer_directory(layer).glob("*.safetensors")):
                 self._read_index(layer, path)
         if not (self.directory / "key.json").exists():
-            _write_whole(self.directory / "key.json", lambda path: path.write_text(text))
+            write_whole(self.directory / "key.json", lambda path: path.write_text(text))
 
     def __contains__(self, text: str) -> bool:
         key = text_key(text)
@@ -141,11 +141,11 @@ class LLMStateCache:
                 "states": torch.cat([states for _, states in new]),
             }
             path = self._layer_directory(layer) / name
-            _write_whole(path, partial(save_file, tensors))
+            write_whole(path, partial(save_file, tensors))
             self._read_index(layer, path)
 
 
-def _write_whole(path: Path, write):
+def write_whole(path: Path, write):
     """`write` fills a temporary file, which then takes its name, so that nothing half-written ever bears it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

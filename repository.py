@@ -16,6 +16,7 @@ import torch
 import transformers
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
+from llm_cache import write_whole
 from modeling_hybrid import HybridForSequenceClassification
 
 
@@ -91,9 +92,7 @@ def _write_sentence_transformers_files(
 
 def write_json(path: Path, value):
     """Writes `value` to a file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
 
 
 @contextmanager

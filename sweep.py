@@ -22,7 +22,7 @@ from transformers import AutoConfig
 from backbones import resolve_backbone
 from data import load_labelled_texts
 from repository import write_json
-from tasks import get_task
+from tasks import get_task, task_splits
 from train import DataArguments, HybridTrainingArguments, ModelArguments, build_encoder, build_hybrid, fit
 from trainer import HeadEvaluator, HybridModule
 
@@ -232,7 +232,7 @@ class Sweep:
         }
         if point.kind in ("hybrid", "encoder"):
             model, report = fit(model_args, data_args, training, {}, self.recipe.module)
-            splits = self._splits()
+            splits = task_splits(self.task)
             test = splits["test"]
             text_column, label_column = self.task.input_column_name, self.task.label_column_name
             numbers = {label: i for i, label in enumerate(sorted(set(splits[self.data["train_split"]][label_column])))}
@@ -260,11 +260,6 @@ class Sweep:
             ],
             "seconds": round(time.perf_counter() - start, 1),
         }
-
-    def _splits(self):
-        if self.task.metadata.is_multilingual:
-            return self.task.dataset[self.task.hf_subsets[0]]
-        return self.task.dataset
 
 
 class _TextRecorder(AbsEncoder):

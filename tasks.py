@@ -37,3 +37,8 @@ def get_task(name: str, subset: str | None = None, dataset_root: str | None = No
         local = local_dataset(dataset_root, task.metadata.dataset["path"])
         task.metadata = task.metadata.model_copy(update={"dataset": {**task.metadata.dataset, **local}})
     return task
+
+
+def task_splits(task):
+    """The splits of a loaded task that [`get_task`] gave, those of its one subset where it is multilingual."""
+    return task.dataset[task.hf_subsets[0]] if task.metadata.is_multilingual else task.dataset
