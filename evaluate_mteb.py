@@ -78,6 +78,11 @@ def main():
     report_parser = commands.add_parser("report", help="draw the figures and tables of the sweeps")
     report_parser.add_argument("--results", default="results/sweep", help="where the points are kept")
     report_parser.add_argument("--output", default="results/report", help="where figures and tables go")
+    report_parser.add_argument(
+        "--mteb-results",
+        metavar="DIR",
+        help="rank among the published results that mteb.ResultCache(DIR).download_from_remote() brought",
+    )
     report_parser.set_defaults(function=report)
     args = parser.parse_args()
     try:
@@ -149,7 +154,7 @@ def sweep(args) -> int:
 def report(args) -> int:
     from report import write_report  # brings in matplotlib
 
-    for path in write_report(args.results, args.output):
+    for path in write_report(args.results, args.output, args.mteb_results):
         print(path)
     return 0
 

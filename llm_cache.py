@@ -43,6 +43,7 @@ class LLMStateCache:
     """
 
     def __init__(self, cache_dir, key: dict, llm_layers: list[int], dtype: torch.dtype = torch.float32):
+        self.cache_dir, self.key = cache_dir, key
         key = {**key, "dtype": str(dtype)}
         text = json.dumps(key, indent=2, sort_keys=True)
         self.directory = Path(cache_dir) / hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -60,6 +61,10 @@ class LLMStateCache:
     def __contains__(self, text: str) -> bool:
         key = text_key(text)
         return all(key in index for index in self._index.values())
+
+    def of_layers(self, llm_layers: list[int]) -> "LLMStateCache":
+        """The same cache, reading other layers."""
+        return LLMStateCache(self.cache_dir, self.key, llm_layers, self.dtype)
 
     def fill(self, model, tokenizer, texts, max_length: int):
         """Computes and stores the states of those `texts` that are not there yet, with a progress bar.

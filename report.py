@@ -25,14 +25,22 @@ LINES = {
 }
 
 
-def write_report(results: str, output: str) -> list[Path]:
+# How many published models the rank figure shows at most.
+RANKED = 14
+
+
+def write_report(results: str, output: str, mteb_results: str | None = None) -> list[Path]:
     """Reads the points below `results` (`<task>/<recipe>/<train split>/*.json`) and writes the report to `output`.
+
+    Args:
+        mteb_results: the folder of an `mteb.ResultCache` into which mteb's published results were downloaded. Without
+            it the rank figures show the models of `published/<task>.csv`, beside `results`.
 
     Returns:
         The files written.
 
     Raises:
-        FileNotFoundError: there are no points.
+        FileNotFoundError: there are no points, or `mteb_results` holds nothing of a task.
     """
     sweeps = read_points(results)
     if not sweeps:
@@ -48,9 +56,13 @@ def write_report(results: str, output: str) -> list[Path]:
             written += draw_layers(points, metric, label, title.replace("`", ""), output / name)
             text += [f"![{label} against the layer]({name}.png)", ""]
         text += [*layer_table(points), "", *merging_table(points), ""]
-    for path in sorted(Path(results).parent.glob("published/*.csv")):
-        written += draw_rank(path, sweeps, output / f"{path.stem}-rank")
-        text += [f"## {path.stem} among published models", "", f"![rank]({path.stem}-rank.png)", ""]
+    for task in sorted({task for task, _, _ in sweeps}):
+        text += report_2024_table(Path(results).parent / "report-2024.csv", task)
+        csv_file = Path(results).parent / "published" / f"{task}.csv"
+        published = mteb_scores(mteb_results, task) if mteb_results else read_csv(csv_file)
+        if published:
+            written += draw_rank(task, published, sweeps, output / f"{task}-rank")
+            text += [f"## {task} among published models", "", f"![rank]({task}-rank.png)", ""]
     (output / "report.md").write_text("\n".join(text))
     return [*written, output / "report.md"]
 
@@ -142,22 +154,66 @@ def row(name: str, group: list[dict]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def draw_rank(published: Path, sweeps, path: Path) -> list[Path]:
-    """Published accuracies on a task and our best of each kind, whatever it was trained on."""
-    with open(published, newline="", encoding="utf-8") as file:
-        bars = [(entry["model"], float(entry["accuracy"]), "#BBBBBB") for entry in csv.DictReader(file)]
-    for (task, _, split), points in sweeps.items():
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none where it is missing."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def report_2024_table(path: Path, task: str) -> list[str]:
+    """What the report of 2024 found on `task`, with gemma-2b and roberta-base, by the same probe."""
+    rows = [entry for entry in read_csv(path) if entry["task"] == task]
+    if not rows:
+        return []
+    return [
+        f"## {task} in the report of 2024",
+        "",
+        "gemma-2b and roberta-base, trained on the validation split; the report's own numbers.",
+        "",
+        "| | accuracy | F1 |",
+        "|---|---|---|",
+        *(f"| {entry['model']} | {float(entry['accuracy']):.4f} | {float(entry['f1']):.4f} |" for entry in rows),
+        "",
+    ]
+
+
+def mteb_scores(mteb_results: str, task: str) -> list[dict]:
+    """Accuracies on `task`'s test split that `mteb.ResultCache().download_from_remote()` brought to `mteb_results`."""
+    import mteb  # takes seconds
+
+    results = mteb.ResultCache(mteb_results).load_results(tasks=[task], require_model_meta=False)
+    best = {}
+    for model in results.model_results:
+        for result in model.task_results:
+            for scores in result.scores.get("test", []):
+                if scores["hf_subset"] in ("default", "en"):
+                    best[model.model_name] = max(scores["accuracy"], best.get(model.model_name, 0.0))
+    if not best:
+        raise FileNotFoundError(f"{mteb_results} holds no results of {task}: mteb.ResultCache.download_from_remote().")
+    return [{"model": model, "accuracy": accuracy} for model, accuracy in best.items()]
+
+
+def draw_rank(task: str, published: list[dict], sweeps, path: Path) -> list[Path]:
+    """The best published accuracies on a task and our best of each kind with the recipe `tuned`."""
+    bars = sorted(
+        ((entry["model"], float(entry["accuracy"]), "#BBBBBB") for entry in published), key=lambda bar: -bar[1]
+    )
+    bars = bars[:RANKED]
+    for (swept, recipe, split), points in sweeps.items():
         for kind, (name, colour, _) in {**CURVES, **LINES}.items():
-            groups = [group for key, group in points.items() if key[0] == kind] if task == published.stem else []
-            if groups:
+            groups = [group for key, group in points.items() if key[0] == kind]
+            if groups and (swept, recipe) == (task, "tuned"):
                 best = max(mean_and_spread(group, "accuracy")[0] for group in groups)
                 bars.append((f"{name}, {split} split (ours)", best, colour))
     bars.sort(key=lambda bar: bar[1])
     figure, axes = plt.subplots(figsize=(7, 0.32 * len(bars) + 1.2), layout="constrained")
     drawn = axes.barh([bar[0] for bar in bars], [bar[1] for bar in bars], color=[bar[2] for bar in bars])
     axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
-    axes.set(xlabel="accuracy (ours: the best layer on the test split)", xlim=(0.5, 1.03))
-    axes.set_title(published.stem, fontsize=11)
+    left = max(0.0, min(bar[1] for bar in bars) - 0.1)
+    axes.set(xlabel="accuracy (ours: the best layer on the test split)", xlim=(left, 1.03))
+    axes.set_title(task, fontsize=11)
     return save(figure, path)
 
 

@@ -4,11 +4,13 @@ Every point (a model, a seed) is one small JSON file, written when the point is 
 the point it was at. The LLM runs once over all texts, and every point reads its states from the cache.
 """
 
+import copy
 import json
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import mteb
@@ -17,14 +19,16 @@ import torch
 from mteb.models.abs_encoder import AbsEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
 from transformers import AutoConfig
 
 from backbones import resolve_backbone
 from data import load_labelled_texts
+from modeling_hybrid import HybridModel
 from repository import write_json
-from tasks import get_task, task_splits
+from tasks import get_task, task_splits, with_list_columns
 from train import DataArguments, HybridTrainingArguments, ModelArguments, build_encoder, build_hybrid, fit
-from trainer import HeadEvaluator, HybridModule
+from trainer import HybridModule, accuracy_and_f1
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +140,7 @@ class Sweep:
     ):
         self.task = get_task(task, dataset_root=dataset_root)
         self.task.load_data()  # mteb neither loads again nor unloads what is loaded, so one load serves all points
+        with_list_columns(task_splits(self.task))
         name = self.task.metadata.name
         self.models = {"llm": llm, "encoder": encoder}
         self.data = {
@@ -155,13 +160,15 @@ class Sweep:
     def run(self, points: list[Point]) -> list[dict]:
         """The results of `points`; those that have a file are read, the others measured."""
         missing = [point for point in points if not self._path(point).exists()]
-        if any(point.layers for point in missing):
-            self._fill_cache()
+        states = None
+        if layers := sorted({layer for point in missing for layer in point.layers}):
+            # One pass of the LLM computes the states at these layers of every text that a point will read.
+            states = self._hybrid(Point("llm", 0, tuple(layers)), self.mteb_texts)
         results = []
         for number, point in enumerate(points, 1):
             if point in missing:
                 logger.info("[%d/%d] %s", number, len(points), point.name)
-                write_json(self._path(point), self._measure(point))
+                write_json(self._path(point), self._measure(point, states))
             results.append(json.loads(self._path(point).read_text()))
         return results
 
@@ -192,32 +199,22 @@ class Sweep:
         )
         return ModelArguments(**models, **layers, **self.recipe.model), DataArguments(**self.data), training
 
-    def _fill_cache(self):
-        """Computes the states of all layers for every text that a point will read, in one pass of the LLM."""
-        recorder = _TextRecorder()
-        mteb.evaluate(recorder, self.task, cache=None, show_progress_bar=False)
-        self._build(Point("llm", 0, tuple(range(1, self.depth + 1))), recorder.texts)
-
-    def _build(self, point: Point, texts=()):
-        """The LLM-only model of `point` with its statistics, from the states of its training texts."""
+    def _hybrid(self, point: Point, texts=()) -> HybridModule:
+        """The model of `point` with its statistics, the states of its training texts and of `texts` cached."""
         model_args, data_args, training = self._arguments(point)
-        sources = dict(self.data)
-        cache_dir = sources.pop("llm_cache_dir", data_args.llm_cache_dir)
+        sources = asdict(data_args)
+        cache_dir, cache_dtype = sources.pop("llm_cache_dir"), sources.pop("llm_cache_dtype")
+        del sources["test_file"]
         labelled = load_labelled_texts(**sources)
         train_texts = list(labelled.train["text"])
         validation_texts = list(labelled.validation["text"]) if labelled.validation else []
+        all_texts = [*train_texts, *validation_texts, *texts]
         module, _ = build_hybrid(
-            model_args,
-            train_texts,
-            [*train_texts, *validation_texts, *texts],
-            cache_dir,
-            data_args.llm_cache_dtype,
-            training.device,
-            self.recipe.module,
+            model_args, train_texts, all_texts, cache_dir, cache_dtype, training.device, self.recipe.module
         )
         return module
 
-    def _measure(self, point: Point) -> dict:
+    def _measure(self, point: Point, states: HybridModule | None) -> dict:
         start = time.perf_counter()
         model_args, data_args, training = self._arguments(point)
         result = {
@@ -230,25 +227,21 @@ class Sweep:
             "train_split": self.data["train_split"],
             "backbones": self.models,
         }
+        head = None
         if point.kind in ("hybrid", "encoder"):
             model, report = fit(model_args, data_args, training, {}, self.recipe.module)
-            splits = task_splits(self.task)
-            test = splits["test"]
-            text_column, label_column = self.task.input_column_name, self.task.label_column_name
-            numbers = {label: i for i, label in enumerate(sorted(set(splits[self.data["train_split"]][label_column])))}
-            head = HeadEvaluator(test[text_column], [numbers[label] for label in test[label_column]])(model)
-            result |= {
-                "head": head,
-                "projector_fit": report["projector_fit"],
-                "train_seconds": report["train_seconds"],
-            }
-            modules = [model[0], model[1]]
+            result |= {"projector_fit": report["projector_fit"], "train_seconds": report["train_seconds"]}
+            first, head = model[0], model[2]
         else:
-            first = self._build(point) if point.kind == "llm" else build_encoder(model_args)
-            modules = [first, Pooling(first.get_embedding_dimension(), pooling_mode="mean")]
-        embedder = SentenceTransformer(modules=modules, device=training.device)
-        scores = mteb.evaluate(embedder, self.task, cache=None, show_progress_bar=False).task_results[0].scores
-        (scores,) = scores["test"]
+            first = one_layer(states, *point.layers) if point.kind == "llm" else build_encoder(model_args)
+        pooling = Pooling(first.get_embedding_dimension(), pooling_mode="mean")
+        embedder = SentenceTransformer(modules=[first, pooling], device=training.device)
+
+        # The head and mteb read the same embeddings, so that no text is encoded twice.
+        embeddings = dict(zip(self.mteb_texts, embedder.encode(self.mteb_texts, show_progress_bar=False)))
+        if head is not None:
+            result["head"] = self._head_scores(head, embeddings)
+        scores = self._mteb_scores(lambda texts: np.stack([embeddings[text] for text in texts]))
         shutil.rmtree(training.output_dir, ignore_errors=True)
         return {
             **result,
@@ -261,15 +254,61 @@ class Sweep:
             "seconds": round(time.perf_counter() - start, 1),
         }
 
+    def _head_scores(self, head, embeddings) -> dict[str, float]:
+        splits = task_splits(self.task)
+        texts, labels = (
+            splits["test"][column] for column in (self.task.input_column_name, self.task.label_column_name)
+        )
+        classes = sorted(set(splits[self.data["train_split"]][self.task.label_column_name]))
+        embedded = torch.tensor(np.stack([embeddings[text] for text in texts]), device=head.classifier.weight.device)
+        with torch.no_grad():
+            predictions = head({"sentence_embedding": embedded})["logits"].argmax(-1)
+        return accuracy_and_f1(labels, [classes[prediction] for prediction in predictions.tolist()])
 
-class _TextRecorder(AbsEncoder):
-    """Stands in for a model to learn which texts mteb will ask for."""
+    def _mteb_scores(self, embed) -> dict:
+        """mteb's scores of a model whose `embed` turns a list of texts into an array (texts, dim)."""
+        result = mteb.evaluate(_Encoder(embed), self.task, cache=None, show_progress_bar=False)
+        (scores,) = result.task_results[0].scores["test"]
+        return scores
 
-    def __init__(self):
-        self.texts = []
-        self.mteb_model_meta = mteb.models.ModelMeta.create_empty({"name": "text/recorder"})
+    @cached_property
+    def mteb_texts(self) -> list[str]:
+        """The texts, each once, that mteb asks a model to encode for this task."""
+        texts = {}
+
+        def record(asked):
+            texts.update(dict.fromkeys(asked))
+            return np.eye(2)[np.arange(len(asked)) % 2]  # mteb goes on to fit a classifier
+
+        self._mteb_scores(record)
+        return list(texts)
+
+
+def one_layer(states: HybridModule, layer: int) -> HybridModule:
+    """The LLM-only model of one of the layers of `states`, which has their statistics and a cache with every text.
+
+    Its LLM is never run and so never loaded. What stands there has a parameter, by which torch finds the device.
+    """
+    config = copy.deepcopy(states.model.config)
+    row = config.llm_layers.index(layer)
+    config.llm_layers = [layer]
+    model = HybridModel(config, llm=nn.Linear(1, 1))
+    model.standardizer.load_state_dict(
+        {
+            name: buffer[row : row + 1] if buffer.ndim else buffer
+            for name, buffer in states.model.standardizer.state_dict().items()
+        }
+    )
+    cache = states.cache.of_layers([layer])
+    return type(states)(model.eval(), states.tokenizer, states.max_seq_length, cache)
+
+
+class _Encoder(AbsEncoder):
+    """What mteb takes for a model: a function from texts to embeddings."""
+
+    def __init__(self, embed):
+        self.embed = embed
+        self.mteb_model_meta = mteb.models.ModelMeta.create_empty({"name": "sweep/point"})
 
     def encode(self, inputs, **kwargs):
-        texts = [text for batch in inputs for text in batch["text"]]
-        self.texts += texts
-        return torch.nn.functional.one_hot(torch.arange(len(texts)) % 2, 2).float().numpy()
+        return self.embed([text for batch in inputs for text in batch["text"]])

@@ -1,6 +1,7 @@
 """mteb's classification tasks by name, from the Hub or from a local mirror of it."""
 
 import mteb
+from datasets import Dataset, DatasetDict
 
 from data import local_dataset
 
@@ -42,3 +43,22 @@ def get_task(name: str, subset: str | None = None, dataset_root: str | None = No
 def task_splits(task):
     """The splits of a loaded task that [`get_task`] gave, those of its one subset where it is multilingual."""
     return task.dataset[task.hf_subsets[0]] if task.metadata.is_multilingual else task.dataset
+
+
+class ListColumns(Dataset):
+    """A `Dataset` whose columns are lists.
+
+    Since datasets 4, a column reads its rows one at a time from Arrow. mteb walks through the labels of the training
+    and the test split dozens of times per model, which took ten seconds of a sweep's every point.
+    """
+
+    def __getitem__(self, key):
+        value = super().__getitem__(key)
+        return value[:] if isinstance(key, str) else value
+
+
+def with_list_columns(splits: DatasetDict) -> DatasetDict:
+    """`splits` with columns that are lists."""
+    for split in splits.values():
+        split.__class__ = ListColumns
+    return splits

@@ -131,10 +131,15 @@ class HeadEvaluator(BaseEvaluator):
             for i, prediction in zip(batch, logits.argmax(-1).tolist()):
                 predictions[i] = prediction
         model.train(was_training)
-        return {
-            "accuracy": float(accuracy_score(self.labels, predictions)),
-            "f1": float(f1_score(self.labels, predictions, average="macro")),
-        }
+        return accuracy_and_f1(self.labels, predictions)
+
+
+def accuracy_and_f1(labels, predictions) -> dict[str, float]:
+    """Accuracy and macro F1."""
+    return {
+        "accuracy": float(accuracy_score(labels, predictions)),
+        "f1": float(f1_score(labels, predictions, average="macro")),
+    }
 
 
 class EpochBatchSampler(DefaultBatchSampler):

@@ -35,6 +35,8 @@ def results(tmp_path):
     published = tmp_path / "results/published"
     published.mkdir()
     (published / "AmazonCounterfactualClassification.csv").write_text("model,accuracy,source\nOther,0.95,here\n")
+    rows = "AmazonCounterfactualClassification,theirs,0.5,0.4\nEmotionClassification,not this task,0.1,0.1\n"
+    (tmp_path / "results/report-2024.csv").write_text("task,model,accuracy,f1\n" + rows)
     return tmp_path / "results/sweep"
 
 
@@ -78,6 +80,33 @@ def test_tables(results, tmp_path):
     assert "| hybrid, layer 3 | 0.5000 ± 0.1414 (0.9000) | 0.4500 ± 0.1414 (0.9000) |" in text
     assert "| hybrid, max of 1, 3 | 0.4500 ± 0.0141 (0.7000) | 0.4000 ± 0.0141 (0.7000) |" in text
     assert "L and E; seeds 1, 2." in text
+    assert "| theirs | 0.5000 | 0.4000 |" in text and "not this task" not in text
+
+
+def test_rank_among_mtebs_published_results(results, tmp_path, monkeypatch):
+    """From a folder as mteb downloads it, in place of the CSV."""
+    for number in range(20):
+        directory = tmp_path / f"mteb/remote/results/some__model{number}/0123"
+        directory.mkdir(parents=True)
+        scores = {"main_score": number / 20, "accuracy": number / 20, "hf_subset": "en", "languages": ["eng-Latn"]}
+        german = {**scores, "accuracy": 1.0, "hf_subset": "de", "languages": ["deu-Latn"]}
+        result = {
+            "dataset_revision": "x",
+            "task_name": "AmazonCounterfactualClassification",
+            "mteb_version": "2.26.24",
+            "evaluation_time": 1.0,
+            "kg_co2_emissions": None,
+            "scores": {"test": [german, scores]},
+        }
+        (directory / "AmazonCounterfactualClassification.json").write_text(json.dumps(result))
+    figures = {}
+    monkeypatch.setattr(report, "save", lambda figure, path: figures.update({path.name: figure.axes[0]}) or [])
+    write_report(results, tmp_path / "report", tmp_path / "mteb")
+    names = [label.get_text() for label in figures["AmazonCounterfactualClassification-rank"].get_yticklabels()]
+    assert "some/model19" in names and "some/model0" not in names and "Other" not in names
+    assert len(names) == report.RANKED + 4
+    with pytest.raises(FileNotFoundError, match="download_from_remote"):
+        write_report(results, tmp_path / "report", tmp_path / "empty")
 
 
 def test_the_same_results_give_the_same_report(results, tmp_path):

@@ -8,8 +8,9 @@ import evaluate_mteb
 from modeling_hybrid import HybridModel
 from repository import save_repository
 from sweep import Point, Sweep
-from tasks import get_task
+from tasks import get_task, task_splits
 from train import fit
+from trainer import HeadEvaluator
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,10 @@ def test_every_kind_of_point(make_sweep):
     assert names == {f"{point.name}.json" for point in points}  # and no leftover of a training
 
 
+def stop():
+    raise KeyboardInterrupt
+
+
 def test_goes_on_where_it_was_and_runs_the_llm_once(make_sweep, monkeypatch):
     texts = []
     original = HybridModel.hidden_states
@@ -57,10 +62,14 @@ def test_goes_on_where_it_was_and_runs_the_llm_once(make_sweep, monkeypatch):
     )
     sweep = make_sweep("Emotion")
     points = [Point("llm", 1, (layer,)) for layer in range(1, 8)]
-    sweep.run(points[:3])
+    measure = sweep._measure
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sweep, "_measure", lambda point, *a: measure(point, *a) if point.layers < (4,) else stop())
+        sweep.run(points)
     once = sum(texts)
     assert once > 0
     before = {path: path.stat().st_mtime_ns for path in sweep.directory.iterdir()}
+    assert {path.stem for path in before} == {point.name for point in points[:3]}
     make_sweep("Emotion").run(points)
     assert sum(texts) == once  # seven layers and a second start: no text was read twice
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
@@ -72,13 +81,36 @@ def test_goes_on_where_it_was_and_runs_the_llm_once(make_sweep, monkeypatch):
 def test_a_point_equals_the_saved_model_scored_by_mteb(make_sweep, dataset_root, tmp_path):
     sweep = make_sweep()
     (result,) = sweep.run([Point("llm", 1, (5,))])
-    module = sweep._build(Point("llm", 1, (5,)))
+    module = sweep._hybrid(Point("llm", 1, (5,)))
     save_repository(tmp_path / "model", module.model, module.tokenizer, module.max_seq_length)
     model = SentenceTransformer(str(tmp_path / "model"), trust_remote_code=True, device="cpu")
     task = get_task("AmazonCounterfactual", dataset_root=dataset_root)
     scores = mteb.evaluate(model, task, cache=None).task_results[0].scores["test"][0]
     assert result["accuracy"] == pytest.approx(scores["accuracy"], abs=1e-6)
     assert result["f1"] == pytest.approx(scores["f1"], abs=1e-6)
+
+
+def test_no_text_is_encoded_twice(make_sweep, monkeypatch):
+    encoded = []
+    encode = SentenceTransformer.encode
+    monkeypatch.setattr(
+        SentenceTransformer, "encode", lambda self, texts, **k: encoded.extend(texts) or encode(self, texts, **k)
+    )
+    sweep = make_sweep()
+    (result,) = sweep.run([Point("hybrid", 7, (3,))])
+    assert sorted(encoded) == sorted(set(sweep.mteb_texts))
+    assert "head" in result
+
+
+def test_head_scores_are_those_of_the_trained_model(make_sweep):
+    """The sweep takes them from the embeddings; training, from the whole model."""
+    sweep = make_sweep()
+    point = Point("hybrid", 8, (3,))
+    (result,) = sweep.run([point])
+    model_args, data_args, training = sweep._arguments(point)
+    model, _ = fit(model_args, data_args, training, {})
+    test = task_splits(sweep.task)["test"]
+    assert HeadEvaluator(test["text"], test["label"])(model) == pytest.approx(result["head"])
 
 
 def test_train_split_is_chosen_by_validation(make_sweep):
