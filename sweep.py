@@ -163,7 +163,7 @@ class Sweep:
         states = None
         if layers := sorted({layer for point in missing for layer in point.layers}):
             # One pass of the LLM computes the states at these layers of every text that a point will read.
-            states = self._hybrid(Point("llm", 0, tuple(layers)), self.mteb_texts)
+            states = self.build(Point("llm", 0, tuple(layers)), self.mteb_texts)
         results = []
         for number, point in enumerate(points, 1):
             if point in missing:
@@ -199,7 +199,7 @@ class Sweep:
         )
         return ModelArguments(**models, **layers, **self.recipe.model), DataArguments(**self.data), training
 
-    def _hybrid(self, point: Point, texts=()) -> HybridModule:
+    def build(self, point: Point, texts=()) -> HybridModule:
         """The model of `point` with its statistics, the states of its training texts and of `texts` cached."""
         model_args, data_args, training = self._arguments(point)
         sources = asdict(data_args)
@@ -209,7 +209,7 @@ class Sweep:
         train_texts = list(labelled.train["text"])
         validation_texts = list(labelled.validation["text"]) if labelled.validation else []
         all_texts = [*train_texts, *validation_texts, *texts]
-        module, _ = build_hybrid(
+        module, _ = buildbuild(
             model_args, train_texts, all_texts, cache_dir, cache_dtype, training.device, self.recipe.module
         )
         return module

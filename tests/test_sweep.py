@@ -81,7 +81,7 @@ def test_goes_on_where_it_was_and_runs_the_llm_once(make_sweep, monkeypatch):
 def test_a_point_equals_the_saved_model_scored_by_mteb(make_sweep, dataset_root, tmp_path):
     sweep = make_sweep()
     (result,) = sweep.run([Point("llm", 1, (5,))])
-    module = sweep._hybrid(Point("llm", 1, (5,)))
+    module = sweep.build(Point("llm", 1, (5,)))
     save_repository(tmp_path / "model", module.model, module.tokenizer, module.max_seq_length)
     model = SentenceTransformer(str(tmp_path / "model"), trust_remote_code=True, device="cpu")
     task = get_task("AmazonCounterfactual", dataset_root=dataset_root)
