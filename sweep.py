@@ -209,7 +209,7 @@ class Sweep:
         train_texts = list(labelled.train["text"])
         validation_texts = list(labelled.validation["text"]) if labelled.validation else []
         all_texts = [*train_texts, *validation_texts, *texts]
-        module, _ = buildbuild(
+        module, _ = build_hybrid(
             model_args, train_texts, all_texts, cache_dir, cache_dtype, training.device, self.recipe.module
         )
         return module
