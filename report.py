@@ -102,7 +102,9 @@ def curve(points, kind: str, metric: str) -> tuple[list[int], list[float], list[
     return layers, [mean for mean, _ in values], [spread for _, spread in values]
 
 
-def draw_layers(points, metric: str, label: str, title: str, path: Path) -> list[Path]:
+def draw_layers(
+    points, metric: str, label: str, title: str, path: Path, endings: tuple[str, ...] = ("png", "svg")
+) -> list[Path]:
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for kind, (name, colour, marker) in CURVES.items():
         layers, means, spreads = curve(points, kind, metric)
@@ -119,7 +121,7 @@ def draw_layers(points, metric: str, label: str, title: str, path: Path) -> list
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=9)
-    return save(figure, path)
+    return save(figure, path, endings)
 
 
 def layer_table(points) -> list[str]:
@@ -217,8 +219,8 @@ def draw_rank(task: str, published: list[dict], sweeps, path: Path) -> list[Path
     return save(figure, path)
 
 
-def save(figure, path: Path) -> list[Path]:
-    paths = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "svg")]
+def save(figure, path: Path, endings: tuple[str, ...] = ("png", "svg")) -> list[Path]:
+    paths = [path.with_name(f"{path.name}.{ending}") for ending in endings]
     for file in paths:
         # No date and fixed ids, so that the same results give the same file.
         with matplotlib.rc_context({"svg.hashsalt": "hybrid"}):

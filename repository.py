@@ -15,13 +15,18 @@ import sentence_transformers
 import torch
 import transformers
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from transformers import AutoConfig
 
+from configuration_hybrid import HybridConfig
 from llm_cache import write_whole
 from modeling_hybrid import HybridForSequenceClassification
 
+RECORD = "training.json"
+LOCAL = "local:"
+
 
 def save_repository(
-    directory, model, tokenizer, max_seq_length: int, classifier=None, label_names=None, normalize=False
+    directory, model, tokenizer, max_seq_length: int, classifier=None, label_names=None, normalize=False, record=None
 ):
     """Saves `model` (a [`HybridModel`]) to `directory`, which appears whole or not at all.
 
@@ -31,6 +36,7 @@ def save_repository(
         classifier: the trained head, a `nn.Linear` from embedding to labels, saved in the same weights file.
         label_names: the labels in the head's order.
         normalize: whether `SentenceTransformer` returns embeddings of length 1.
+        record: what is to be known of the training, as [`public_record`] returns it.
     """
     saved = model
     if classifier is not None:
@@ -53,6 +59,50 @@ def save_repository(
         saved.save_pretrained(work)
         tokenizer.save_pretrained(work)
         _write_sentence_transformers_files(work, model.config.hidden_size, max_seq_length, normalize)
+        if record is not None:
+            write_json(work / RECORD, record)
+
+
+def public_record(results: dict) -> dict:
+    """`results` of a training without what concerns this machine alone: where its files lie."""
+    record = copy.deepcopy(results)
+    settings = record["settings"]
+    settings.pop("dataset_root", None)
+    for name in ("train_file", "validation_file", "test_file", "dataset", "llm", "encoder"):
+        settings[name] = _without_directory(settings.get(name))
+    record["source"] = _without_directory(record["source"])
+    for backbone in record["backbones"].values():
+        backbone["name"] = _without_directory(backbone["name"])
+    return record
+
+
+def read_record(directory: Path) -> dict:
+    """What [`save_repository`] was told of the training.
+
+    Raises:
+        FileNotFoundError: `directory` is not a finished training.
+    """
+    missing = [name for name in (RECORD, "config.json", "modules.json") if not (directory / name).is_file()]
+    if missing or not list(directory.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{directory} is not what train.py leaves in final/: it lacks {', '.join(missing) or 'weights'}."
+        )
+    return json.loads((directory / RECORD).read_text())
+
+
+def read_config(directory: Path):
+    """The model's configuration, read with this checkout's code and not the directory's own."""
+    config = json.loads((directory / "config.json").read_text())
+    if config["model_type"] == HybridConfig.model_type:
+        return HybridConfig.from_pretrained(directory)
+    return AutoConfig.from_pretrained(directory)
+
+
+def _without_directory(name: str | None) -> str | None:
+    """Of a path on this machine the last part, after `local:`; any other name as it is."""
+    if name is not None and Path(name).exists():
+        return f"{LOCAL}{Path(name).resolve().name}"
+    return name
 
 
 def _write_sentence_transformers_files(

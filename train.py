@@ -14,12 +14,14 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 
 import torch
 import yaml
+from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HOME
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.modules import Transformer
@@ -28,10 +30,11 @@ from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser,
 
 from backbones import backbone_revision, explained_load_errors, resolve_backbone
 from data import load_labelled_texts
+from licensing import UnknownLicenseError, backbone_license
 from llm_cache import LLMStateCache
 from modeling_hybrid import HybridModel
 from projector_fit import fit_projector, fit_standardizer
-from repository import save_repository, write_json, written_whole
+from repository import RECORD, public_record, save_repository, write_json, written_whole
 from trainer import (
     ClassificationHead,
     ClassificationLoss,
@@ -141,13 +144,20 @@ class HybridTrainingArguments(SentenceTransformerTrainingArguments):
     )
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
     output_dir: str = field(default="runs/hybrid", metadata={"help": "Checkpoints, results.json and final/."})
+    push_to_hub: str | None = field(
+        default=None,
+        metadata={"help": "Publish the finished model as owner/name; --hub_private_repo creates it private."},
+    )
+    hub_license: str | None = field(
+        default=None, metadata={"help": "Its licence, where that of a backbone cannot be found out."}
+    )
 
     def __post_init__(self):
+        # transformers would take it for the wish to upload checkpoints.
+        self.repo_id, self.push_to_hub = self.push_to_hub, False
         super().__post_init__()
         if self.fp16:
             raise ValueError("--fp16: Gemma's activations overflow float16. Use --bf16, or neither.")
-        if self.push_to_hub:
-            raise ValueError("--push_to_hub would upload checkpoints. The finished repository is in final/.")
         self.batch_sampler = EpochBatchSampler
 
 
@@ -167,7 +177,7 @@ def parse_arguments(argv=None) -> tuple[ModelArguments, DataArguments, HybridTra
 
 def main():
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
         results = train(*parse_arguments())
     except (ValueError, OSError, ImportError) as error:
@@ -188,14 +198,28 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
     del data_settings["llm_cache_dir"]  # where the states lie does not change the result
     settings = {**asdict(model_args), **data_settings, **_training_settings(args)}
     _refuse_other_settings(output_dir, settings)
+    publishes = args.repo_id is not None and args.process_index == 0
+    if publishes:
+        import push_to_hub  # brings in mteb and matplotlib
+
+        # Better refused now than after hours.
+        api = HfApi(token=args.hub_token)
+        with push_to_hub.explained_upload_errors(args.repo_id):
+            api.whoami()
+        if not args.hub_license:
+            push_to_hub.known_license({"backbones": describe_backbones(model_args)}, api)
+
     if (output_dir / "results.json").exists():
         logger.info("%s is finished; delete it to train again.", output_dir)
-        return json.loads((output_dir / "results.json").read_text())
-
-    model, results = fit(model_args, data_args, args, settings)
-    if args.process_index == 0:
-        save(output_dir / "final", model, model_args, results["label_names"])
-        write_json(output_dir / "results.json", results)
+        results = json.loads((output_dir / "results.json").read_text())
+    else:
+        model, results = fit(model_args, data_args, args, settings)
+        if args.process_index == 0:
+            save(output_dir / "final", model, model_args, results)
+            write_json(output_dir / "results.json", results)
+    if publishes:
+        directory = push_to_hub.prepare(output_dir, args.repo_id, api, args.hub_license)
+        logger.info(push_to_hub.push(directory, args.repo_id, api, private=bool(args.hub_private_repo)))
     return results
 
 
@@ -259,6 +283,7 @@ def fit(model_args, data_args, args, settings: dict, hybrid_module=HybridModule)
         "projector_fit": projector_fit,
         "train_seconds": round(seconds, 1),
         "source": texts.source,
+        "backbones": describe_backbones(model_args),
         "texts": {"train": len(texts.train), "validation": len(texts.validation or [])},
         "label_names": texts.label_names,
         "settings": settings,
@@ -321,9 +346,26 @@ def build_encoder(model_args) -> Transformer:
     return encoder
 
 
-def save(directory: Path, model: SentenceTransformer, model_args: ModelArguments, label_names: list[str]):
-    """The embedding model, without the head where it is a stock `SentenceTransformer`, with it where it is a hybrid."""
+def describe_backbones(model_args) -> dict[str, dict]:
+    """Name, revision and (where its package or directory says so) licence of each backbone, by role."""
+    described = {}
+    for role in ("llm", "encoder"):
+        name, revision = getattr(model_args, role), getattr(model_args, f"{role}_revision")
+        if name != "none":
+            described[role] = {"name": name, "revision": backbone_revision(name, revision)}
+            if Path(resolve_backbone(name)).is_dir():
+                with suppress(UnknownLicenseError):
+                    described[role]["license"] = asdict(backbone_license(name, HfApi()))
+    return described
+
+
+def save(directory: Path, model: SentenceTransformer, model_args: ModelArguments, results: dict):
+    """The embedding model, without the head where it is a stock `SentenceTransformer`, with it where it is a hybrid.
+
+    `training.json` beside it holds the public part of `results`, from which the model card is written.
+    """
     first, pooling, head = model[0], model[1], model[2]
+    record = public_record(results)
     if isinstance(first, HybridModule):
         save_repository(
             directory,
@@ -331,13 +373,15 @@ def save(directory: Path, model: SentenceTransformer, model_args: ModelArguments
             first.tokenizer,
             first.max_seq_length,
             classifier=head.classifier,
-            label_names=label_names,
+            label_names=results["label_names"],
             normalize=model_args.normalize_embeddings,
+            record=record,
         )
     else:
         modules = [first, pooling] + [Normalize()] * model_args.normalize_embeddings
         with written_whole(directory) as work:
             SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(work), create_model_card=False)
+            write_json(work / RECORD, record)
 
 
 def _llm_dtype(name: str, device) -> torch.dtype:

@@ -52,7 +52,7 @@ def test_figures_show_the_results(results, tmp_path, monkeypatch):
     figures = {}
     save = report.save
     monkeypatch.setattr(
-        report, "save", lambda figure, path: figures.update({path.name: figure.axes[0]}) or save(figure, path)
+        report, "save", lambda figure, path, *a: figures.update({path.name: figure.axes[0]}) or save(figure, path)
     )
     written = write_report(results, tmp_path / "report")
     assert all(path.stat().st_size > 0 for path in written)
@@ -100,7 +100,7 @@ def test_rank_among_mtebs_published_results(results, tmp_path, monkeypatch):
         }
         (directory / "AmazonCounterfactualClassification.json").write_text(json.dumps(result))
     figures = {}
-    monkeypatch.setattr(report, "save", lambda figure, path: figures.update({path.name: figure.axes[0]}) or [])
+    monkeypatch.setattr(report, "save", lambda figure, path, *a: figures.update({path.name: figure.axes[0]}) or [])
     write_report(results, tmp_path / "report", tmp_path / "mteb")
     names = [label.get_text() for label in figures["AmazonCounterfactualClassification-rank"].get_yticklabels()]
     assert "some/model19" in names and "some/model0" not in names and "Other" not in names

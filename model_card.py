@@ -1,0 +1,303 @@
+"""The model card of a trained directory, written from its files alone."""
+
+import json
+import re
+from pathlib import Path
+
+import mteb
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+
+from backbones import HUB_ID
+from licensing import License
+from repository import LOCAL, RECORD, read_config
+
+PAPERS = {
+    "gemma": "2403.08295, Gemma: Open Models Based on Gemini Research and Technology",
+    "gemma2": "2408.00118, Gemma 2: Improving Open Language Models at a Practical Size",
+    "gemma3_text": "2503.19786, Gemma 3 Technical Report",
+    "llama": "2407.21783, The Llama 3 Herd of Models",
+    "qwen3": "2505.09388, Qwen3 Technical Report",
+    "roberta": "1907.11692, RoBERTa: A Robustly Optimized BERT Pretraining Approach",
+    "xlm-roberta": "1911.02116, Unsupervised Cross-lingual Representation Learning at Scale",
+    "bert": "1810.04805, BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+    "modernbert": "2412.13663, Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder",
+    "sentence-transformers/all-MiniLM-L6-v2": "1908.10084, Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks",
+}
+RECIPE = (
+    "learning_rate projector_learning_rate head_learning_rate contrastive_weight contrastive_temperature num_train_epochs "
+    "per_device_train_batch_size warmup_steps weight_decay lr_scheduler_type projector_init standardize projector_dropout "
+    "seed"
+).split()
+
+
+def hub_ids(record: dict) -> dict[str, str]:
+    """The Hub ids of the backbones by role; a backbone that was a local directory has none."""
+    names = {role: backbone["name"] for role, backbone in record["backbones"].items()}
+    return {role: HUB_ID.get(name, name) for role, name in names.items() if not name.startswith(LOCAL)}
+
+
+def mteb_results(results: str, revision: str) -> list[dict]:
+    """mteb's result files of the model whose files have the hash `revision` (see `backbone_revision`)."""
+    paths = sorted(Path(results).glob(f"results/*/{revision}/*.json"))
+    return [json.loads(path.read_text()) for path in paths if path.name != "model_meta.json"]
+
+
+def model_card(directory: Path, repo_id: str, license: License, results: list[dict], figures: list[str]) -> ModelCard:
+    """The card of the model in `directory`, to be published as `repo_id`.
+
+    Args:
+        directory: what `train.py` left in `final/`.
+        results: from [`mteb_results`].
+        figures: paths of pictures in the repository.
+    """
+    record = json.loads((directory / RECORD).read_text())
+    config = read_config(directory)
+    bases = hub_ids(record)
+    data = ModelCardData(
+        language="en",
+        license=license.id,
+        license_name=license.name,
+        license_link=license.link,
+        library_name="sentence-transformers",
+        pipeline_tag="feature-extraction",
+        tags=["sentence-transformers", "feature-extraction", "text-classification", "mteb", "custom_code"]
+        + ["hybrid-embedder"] * ("llm" in record["backbones"]),
+        base_model=list(bases.values()) or None,
+        base_model_relation="finetune" if bases else None,
+        datasets=_hub_datasets(record),
+        model_name=repo_id.split("/")[-1],
+        eval_results=_eval_results(results) or None,
+    )
+    sections = [
+        f"# {repo_id.split('/')[-1]}",
+        _architecture(directory, record, config, bases),
+        _usage(repo_id, record, config),
+        _training(record),
+        _results(results, record),
+        *(f"![accuracy against the layer]({figure})" for figure in figures),
+        _limits(record, config),
+        _license(license, record, bases),
+        _citation(config, bases),
+    ]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
+
+
+def modifications(directory: Path) -> str:
+    """What was changed in the LLM's files, which Gemma's terms want said."""
+    config = read_config(directory)
+    return (
+        "Modified files: model.safetensors (or its parts) and config.json are not those of the original model. They hold "
+        f"its token embeddings and its first {config.llm_config.num_hidden_layers} of {config.llm_depth} blocks, "
+        "unchanged in value but for the storage precision, without the rest; and with them statistics of its hidden "
+        "states, a trained projector, a trained encoder and a classification head."
+    )
+
+
+def _hub_datasets(record: dict) -> list[str] | None:
+    settings = record["settings"]
+    if settings["task"]:
+        return [mteb.get_task(record["source"]).metadata.dataset["path"]]
+    name = settings["dataset"]
+    return [name] if name and not name.startswith(LOCAL) else None
+
+
+def _eval_results(results: list[dict]) -> list[EvalResult]:
+    found = []
+    for result in results:
+        metadata = mteb.get_task(result["task_name"]).metadata
+        for split, entries in result["scores"].items():
+            for scores in entries:
+                for metric in ("accuracy", "f1"):
+                    found.append(
+                        EvalResult(
+                            task_type="text-classification",
+                            task_name="Classification",
+                            dataset_type=metadata.dataset["path"],
+                            dataset_name=f"MTEB {result['task_name']} ({scores['hf_subset']})",
+                            dataset_config=scores["hf_subset"],
+                            dataset_split=split,
+                            dataset_revision=result["dataset_revision"],
+                            metric_type=metric,
+                            metric_value=round(100 * scores[metric], 4),  # in percent, as mteb's cards have it
+                        )
+                    )
+    return found
+
+
+def _architecture(directory: Path, record: dict, config, bases: dict[str, str]) -> str:
+    def describe(role):
+        backbone = record["backbones"][role]
+        link = f"[{bases[role]}](https://huggingface.co/{bases[role]})" if role in bases else "a local checkpoint"
+        package = f", from the package `{backbone['name']}`" if backbone["name"] in HUB_ID else ""
+        return f"{link}{package}, revision `{backbone['revision']}`"
+
+    rows = []
+    if "llm" in record["backbones"]:
+        layers = ", ".join(map(str, config.llm_layers))
+        merged = f", merged by {config.layer_pooling}" if len(config.llm_layers) > 1 else ""
+        summary = "A text-embedding model in which a frozen LLM reads the text for a small trained encoder."
+        rows += [
+            f"| LLM, frozen | {describe('llm')}: hidden states of layer {layers} of {config.llm_depth}{merged} |",
+            "| standardisation | each dimension of the states, by statistics of the training texts |",
+        ]
+        if "encoder" in record["backbones"]:
+            rows += [
+                f"| projector, trained | linear, {config.llm_config.hidden_size} to {config.hidden_size} |",
+                f"| encoder, trained | {describe('encoder')}; it reads the projected states in place of word embeddings |",
+            ]
+        else:
+            summary = "The hidden states of a frozen LLM, standardised and pooled, as text embeddings."
+    else:
+        summary = "A fine-tuned encoder as a text-embedding model."
+        rows.append(f"| encoder, trained | {describe('encoder')} |")
+    rows += [
+        "| pooling | mean over the text's tokens, padding left out |",
+        f"| embedding | {config.hidden_size} dimensions |",
+        f"| parameters | {count_parameters(directory)[0] / 1e6:.1f} million |",
+    ]
+    return "\n".join([summary, "", "| part | |", "|---|---|", *rows])
+
+
+def count_parameters(directory: Path) -> tuple[int, int]:
+    """All weights in the directory's safetensors files, and those of token-embedding tables among them."""
+    total = embeddings = 0
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                size = 1
+                for length in file.get_slice(name).get_shape():
+                    size *= length
+                total += size
+                embeddings += size if re.search(r"(embed_tokens|word_embeddings|tok_embeddings)\.weight$", name) else 0
+    return total, embeddings
+
+
+def _usage(repo_id: str, record: dict, config) -> str:
+    remote = ", trust_remote_code=True" if "llm" in record["backbones"] else ""
+    text = f"""## Use
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{repo_id}"{remote})
+embeddings = model.encode(["I wish it had pockets.", "The bus leaves at nine."])
+print(model.similarity(embeddings, embeddings))
+```"""
+    if not remote:
+        return text
+    text += f"""
+
+```python
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{repo_id}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{repo_id}", trust_remote_code=True)
+batch = tokenizer(["I wish it had pockets."], padding=True, truncation=True, return_tensors="pt")
+with torch.no_grad():
+    embedding = model(**batch).pooler_output  # (1, {config.hidden_size})
+```
+
+The classification head of the training is there too:
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", "{repo_id}", trust_remote_code=True)
+print(classify("I wish it had pockets.", truncation=True))
+```
+
+`trust_remote_code=True` runs the model's code from this repository, two files that import torch and transformers alone.
+It needs transformers 5.24 or newer (and sentence-transformers 6.2 or newer for the first way)."""
+    return text
+
+
+def _training(record: dict) -> str:
+    settings, texts = record["settings"], record["texts"]
+    source = record["source"].removeprefix(LOCAL)
+    validation = f", {texts['validation']:,} more chose the epoch" if texts["validation"] else ""
+    lines = [
+        "## Training",
+        "",
+        f"Trained as a classifier with the labels {', '.join(record['label_names'][:20])}"
+        f"{', ...' if len(record['label_names']) > 20 else ''} on {texts['train']:,} texts of {source} (split "
+        f"`{settings['train_split']}`){validation}. No test split was trained on.",
+        "",
+        "| setting | |",
+        "|---|---|",
+        *(f"| {name} | {settings[name]} |" for name in RECIPE if settings.get(name) is not None),
+    ]
+    return "\n".join(lines)
+
+
+def _results(results: list[dict], record: dict) -> str:
+    lines = ["## Results", ""]
+    if results:
+        lines += [
+            "Scores of mteb's few-shot probe: logistic regression on a few texts a label, mean of ten experiments.",
+            "",
+            "| task | language | split | accuracy | F1 |",
+            "|---|---|---|---|---|",
+        ]
+        for result in results:
+            for split, entries in result["scores"].items():
+                lines += [
+                    f"| {result['task_name']} | {scores['hf_subset']} | {split} | {scores['accuracy']:.4f} | "
+                    f"{scores['f1']:.4f} |"
+                    for scores in entries
+                ]
+        lines.append("")
+    for name, metrics in record["metrics"].items():
+        values = ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
+        lines.append(f"The classification head on the {name} texts: {values}.")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _limits(record: dict, config) -> str:
+    lines = [
+        "## Limits",
+        "",
+        f"- It was tuned for the labels above, on {record['texts']['train']:,} texts in one language; how it does on other "
+        "tasks, and in other languages, is to be measured before it is relied on.",
+        f"- Texts are cut after {record['settings']['max_seq_length']} tokens.",
+        "- It has the biases of its backbones and of its training texts.",
+    ]
+    if "llm" in record["backbones"]:
+        lines.append("- float16 is refused, since the LLM's activations overflow it: use float32 or bfloat16.")
+    return "\n".join(lines)
+
+
+def _license(license: License, record: dict, bases: dict[str, str]) -> str:
+    lines = ["## Licence", ""]
+    if license.id == "gemma":
+        lines += [
+            "Gemma is provided under and subject to the Gemma Terms of Use found at "
+            "[ai.google.dev/gemma/terms](https://ai.google.dev/gemma/terms). This model is a derivative of Gemma: whoever "
+            "uses it or passes it on is bound by those terms, the use restrictions of their section 3.2 (the "
+            "[Prohibited Use Policy](https://ai.google.dev/gemma/prohibited_use_policy)) included. `NOTICE` says what was "
+            "modified, `GEMMA_TERMS_OF_USE.txt` is a copy of the terms.",
+            "",
+        ]
+    for role, backbone in record["backbones"].items():
+        own = (backbone.get("license") or {}).get("id")
+        lines.append(f"- {role}: {bases.get(role, 'a local checkpoint')}{f', licence `{own}`' if own else ''}")
+    lines.append("- code (`*.py`): Apache License 2.0")
+    return "\n".join(lines)
+
+
+def _citation(config, bases: dict[str, str]) -> str:
+    lines = [
+        "## Citation",
+        "",
+        "The idea is that of a student report of 2024, which joined gemma-2b and roberta-base in this way and compared "
+        "them on two tasks of MTEB. Frozen LLM states in front of a small model: Bergner et al. 2024, *Think Big, Generate "
+        "Quick*, [arXiv:2402.16844](https://arxiv.org/abs/2402.16844). The backbones:",
+        "",
+    ]
+    parts = [getattr(config, name, None) for name in ("llm_config", "encoder_config")]
+    keys = [part.model_type for part in parts if part is not None] or [config.model_type]
+    for paper in dict.fromkeys(PAPERS[key] for key in [*keys, *bases.values()] if key in PAPERS):
+        number, title = paper.split(", ", 1)
+        lines.append(f"- *{title}*, [arXiv:{number}](https://arxiv.org/abs/{number})")
+    return "\n".join(lines)

