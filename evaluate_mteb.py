@@ -4,11 +4,13 @@
     python evaluate_mteb.py table
     python evaluate_mteb.py sweep AmazonCounterfactual --kinds llm hybrid
     python evaluate_mteb.py report
+    python evaluate_mteb.py submission owner/name
 
 `run` scores any SentenceTransformer directory or Hub id with `mteb.evaluate`. Finished tasks are skipped on a second run,
 a task that fails is reported and the others go on, and the scores stay in --results as mteb's own JSON. `table` prints
 what is there, the mean and deviation over the seeds of models whose names differ by `-s<seed>` alone. `sweep` compares
 LLM, encoder and hybrid at every layer (see sweep.py), and `report` draws what it found (see report.py).
+`submission` writes what the MTEB leaderboard asks for (see submission.py).
 """
 
 import argparse
@@ -20,6 +22,7 @@ import sys
 from pathlib import Path
 
 import mteb
+from huggingface_hub import HfApi
 from mteb.models import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 
@@ -84,6 +87,16 @@ def main():
         help="rank among the published results that mteb.ResultCache(DIR).download_from_remote() brought",
     )
     report_parser.set_defaults(function=report)
+    submission_parser = commands.add_parser("submission", help="write what the MTEB leaderboard asks for")
+    submission_parser.add_argument("model", help="owner/name of a model published with push_to_hub.py")
+    submission_parser.add_argument("--revision", help="the commit that was measured; the newest by default")
+    submission_parser.add_argument("--results", default="results/mteb", help="where `run` kept its scores")
+    submission_parser.add_argument("--output", default="submission", help="where the submission goes")
+    submission_parser.add_argument("--code", metavar="URL", help="address of the public training code")
+    submission_parser.add_argument(
+        "--training-datasets", nargs="+", metavar="NAME", help="mteb's names, for a model trained on files of your own"
+    )
+    submission_parser.set_defaults(function=submission)
     args = parser.parse_args()
     try:
         sys.exit(args.function(args))
@@ -156,6 +169,21 @@ def report(args) -> int:
 
     for path in write_report(args.results, args.output, args.mteb_results):
         print(path)
+    return 0
+
+
+def submission(args) -> int:
+    """Writes the results folder and the `ModelMeta` file, and says how zero-shot the model is."""
+    from submission import write_submission
+
+    meta, files = write_submission(
+        args.model, args.results, args.output, HfApi(), args.revision, args.code, args.training_datasets
+    )
+    for path in files:
+        print(path)
+    tasks = sorted(path.stem for path in files if path.suffix == ".json" and path.name != "model_meta.json")
+    share = meta.zero_shot_percentage(tasks)
+    print(f"Zero-shot share of the submitted tasks: {'unknown' if share is None else f'{share}%'}")
     return 0
 
 
