@@ -51,10 +51,13 @@ def save_repository(
 
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = None
-    # What the tokenizer keeps of how it was loaded here is nobody else's business.
+    # What tokenizer and configurations keep of how they were loaded here is nobody else's business.
     for name in ("chat_template", "is_local", "local_files_only", "name_or_path"):
         tokenizer.init_kwargs.pop(name, None)
     tokenizer.model_max_length = max_seq_length
+    for config in (saved.config.llm_config, saved.config.encoder_config):
+        if config is not None and Path(config.name_or_path).exists():
+            config.name_or_path = ""
     with written_whole(directory) as work:
         saved.save_pretrained(work)
         tokenizer.save_pretrained(work)

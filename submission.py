@@ -137,9 +137,8 @@ def known_training_datasets(record: dict, named: list[str] | None = None) -> set
         datasets.add(record["source"])
     elif settings["dataset"] and not settings["dataset"].startswith(LOCAL):
         path = settings["dataset"]
-        datasets |= {task.metadata.name for task in mteb.get_tasks() if task.metadata.dataset["path"] == path} or {
-            path
-        }
+        tasks = [task.metadata for task in mteb.get_tasks(exclude_superseded=False)]
+        datasets |= {task.name for task in tasks if task.dataset["path"] == path} or {path}
     elif not named:
         return None  # files of the user's own, which may come from anywhere
     for name in hub_ids(record).values():

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import tempfile
 
 # Nothing here needs the Hub; without this every look-up would wait for it.
@@ -16,8 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
+from hub import TOKEN, Hub
+from huggingface_hub import HfApi
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
@@ -182,6 +186,51 @@ def dataset_root(tmp_path_factory) -> str:
         + "---\n"
     )
     return str(root)
+
+
+def licensed(directory: str, target: Path, license: str | None) -> str:
+    """A copy of a backbone with a model card that names `license`."""
+    shutil.copytree(directory, target)
+    (target / "README.md").write_text(f"---\nlicense: {license}\n---\n" if license else "A model.\n")
+    return str(target)
+
+
+@pytest.fixture(scope="session")
+def licensed_options(tiny_llm, tiny_encoder, dataset_root, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("backbones")
+    return [
+        *("--llm", licensed(tiny_llm, directory / "llm", "gemma"), "--llm_layers", "2"),
+        *("--encoder", licensed(tiny_encoder, directory / "encoder", "mit"), "--max_seq_length", "64"),
+        *("--task", "AmazonCounterfactual", "--dataset_root", dataset_root, "--train_split", "validation"),
+        *("--validation_share", "0", "--num_train_epochs", "1", "--llm_cache_dir", str(directory / "states")),
+    ]
+
+
+@pytest.fixture(scope="session")
+def trained_run(licensed_options, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("run")
+    from train import parse_arguments, train
+
+    train(*parse_arguments([*licensed_options, "--output_dir", str(output)]))
+    return output / "final"
+
+
+@pytest.fixture
+def final(trained_run, tmp_path) -> Path:
+    return Path(shutil.copytree(trained_run, tmp_path / "final"))
+
+
+@pytest.fixture
+def hub():
+    with Hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def api(hub, monkeypatch) -> HfApi:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    return HfApi(endpoint=hub.url, token=TOKEN)
 
 
 @pytest.fixture

@@ -2,19 +2,19 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub.constants
+import mteb
 import pytest
-from conftest import ROOT, TEXTS
-from hub import TOKEN, USER, Hub
-from huggingface_hub import HfApi, ModelCard
+from conftest import ROOT, TEXTS, licensed
+from hub import TOKEN, USER, Repository
+from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import push_to_hub
+from backbones import backbone_revision
 from licensing import GEMMA_NOTICE, License, UnknownLicenseError, joint_license
 from push_to_hub import prepare, push
 from train import parse_arguments, train
@@ -23,7 +23,7 @@ REPO = f"{USER}/tiny-hybrid"
 
 # What a stranger does, in a process that knows nothing of this checkout.
 STRANGER = """
-import json, sys
+import json, os, runpy, sys
 import mteb, torch
 from mteb.mocks.mock_tasks import MockClassificationTask
 from sentence_transformers import SentenceTransformer
@@ -38,8 +38,15 @@ with torch.no_grad():
 classify = pipeline("text-classification", repo, trust_remote_code=True, top_k=None)
 scores = [sorted((entry["label"], entry["score"]) for entry in row) for row in classify(texts, truncation=True)]
 embedder = SentenceTransformer(repo, trust_remote_code=True, device="cpu")
-wrapped = mteb.get_model(repo, trust_remote_code=True, device="cpu")
+wrapped = embedder
+if len(sys.argv) > 3:  # mteb looks for a model on the Hub unless its registry has it
+    from mteb.models import get_model_meta, model_meta
+    (meta,) = (value for value in runpy.run_path(sys.argv[3]).values() if isinstance(value, model_meta.ModelMeta))
+    get_model_meta.MODEL_REGISTRY[repo] = meta
+if not os.path.isdir(repo):
+    wrapped = mteb.get_model(repo, trust_remote_code=True, device="cpu")
 task = mteb.evaluate(wrapped, MockClassificationTask(), cache=None).task_results[0].scores["test"][0]["accuracy"]
+print()
 print(json.dumps({"auto": auto.tolist(), "scores": scores, "encoded": embedder.encode(texts).tolist(), "task": task}))
 """
 
@@ -54,56 +61,13 @@ def run(arguments, home, hub=None, **environment) -> subprocess.CompletedProcess
         clean["HF_ENDPOINT"] = hub.url
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
-        cwd=home, env={**clean, **environment}, capture_output=True, text=True, timeout=300,
+        cwd=home, env={**clean, **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
-def licensed(directory: str, target: Path, license: str | None) -> str:
-    """A copy of a backbone with a model card that names `license`."""
-    shutil.copytree(directory, target)
-    (target / "README.md").write_text(f"---\nlicense: {license}\n---\n" if license else "A model.\n")
-    return str(target)
-
-
-@pytest.fixture(scope="module")
-def options(tiny_llm, tiny_encoder, dataset_root, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("backbones")
-    return [
-        *("--llm", licensed(tiny_llm, directory / "llm", "gemma"), "--llm_layers", "2"),
-        *("--encoder", licensed(tiny_encoder, directory / "encoder", "mit"), "--max_seq_length", "64"),
-        *("--task", "AmazonCounterfactual", "--dataset_root", dataset_root, "--train_split", "validation"),
-        *("--validation_share", "0", "--num_train_epochs", "1", "--llm_cache_dir", str(directory / "states")),
-    ]
-
-
-@pytest.fixture(scope="module")
-def trained(options, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("run")
-    train(*parse_arguments([*options, "--output_dir", str(output)]))
-    return output / "final"
-
-
-@pytest.fixture
-def final(trained, tmp_path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "final"))
-
-
-@pytest.fixture
-def hub():
-    with Hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def api(hub, monkeypatch) -> HfApi:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    return HfApi(endpoint=hub.url, token=TOKEN)
-
-
-def test_from_training_to_a_stranger_and_offline(options, hub, tmp_path):
+def test_from_training_to_a_stranger_and_offline(licensed_options, hub, dataset_root, tmp_path):
     output = tmp_path / "run"
-    arguments = [ROOT / "train.py", *options, "--output_dir", output, "--push_to_hub", REPO]
+    arguments = [ROOT / "train.py", *licensed_options, "--output_dir", output, "--push_to_hub", REPO]
     done = run(arguments, tmp_path / "publisher", hub, HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     repository = hub.repositories[REPO]
@@ -116,8 +80,30 @@ def test_from_training_to_a_stranger_and_offline(options, hub, tmp_path):
     expected = json.loads(local.stdout.splitlines()[-1])
     online = run(["-c", STRANGER, REPO, json.dumps(texts)], tmp_path / "stranger", hub)
     assert online.returncode == 0, online.stderr
+
+    # What mteb's registry will hold, from the measured model.
+    script, results = ROOT / "evaluate_mteb.py", tmp_path / "results"
+    measure = [script, "run", REPO, "--tasks", "Emotion", "AmazonCounterfactual", "--results", results]
+    measured = run([*measure, "--dataset-root", dataset_root], tmp_path / "stranger", hub)
+    assert measured.returncode == 0, measured.stderr
+    submit = [script, "submission", REPO, "--results", results, "--output", tmp_path / "submission"]
+    submitted = run(submit, tmp_path / "stranger", hub)
+    assert submitted.returncode == 0, submitted.stderr
+    commit = repository.commits[-1][0]
+    folder = tmp_path / "submission/results/tester__tiny-hybrid" / commit
+    assert {path.name for path in folder.iterdir()} == {
+        "model_meta.json",
+        "run_settings.jsonl",
+        "AmazonCounterfactualClassification.json",
+        "EmotionClassification.json",
+    }
+    assert "Zero-shot share of the submitted tasks: 50%" in submitted.stdout
+    loaded = mteb.ResultCache(tmp_path / "submission").load_results(include_remote=False)
+    assert [(model.model_name, model.model_revision) for model in loaded.model_results] == [(REPO, commit)]
+
     hub.__exit__()
-    offline = run(["-c", STRANGER, REPO, json.dumps(texts)], tmp_path / "stranger", hub, HF_HUB_OFFLINE="1")
+    arguments = ["-c", STRANGER, REPO, json.dumps(texts), tmp_path / "submission/tiny_hybrid.py"]
+    offline = run(arguments, tmp_path / "stranger", hub, HF_HUB_OFFLINE="1")
     assert offline.returncode == 0, offline.stderr
     for answer in (online, offline):
         found = json.loads(answer.stdout.splitlines()[-1])
@@ -131,7 +117,7 @@ def test_from_training_to_a_stranger_and_offline(options, hub, tmp_path):
     everything = b"".join(repository.files.values()) + (done.stdout + done.stderr).encode()
     caches = " ".join(str(path) for path in tmp_path.rglob("*"))
     assert TOKEN.encode() not in everything and TOKEN not in caches
-    for text in (str(tmp_path), str(Path(options[1]).parent), str(ROOT), str(Path.home()) + "/"):
+    for text in (str(tmp_path), str(Path(licensed_options[1]).parent), str(ROOT), str(Path.home()) + "/"):
         assert text.encode() not in b"".join(repository.files.values())
     assert not [path for path in repository.files if "checkpoint" in path or path.endswith((".bin", ".pt"))]
     assert "optimizer" not in " ".join(repository.files)
@@ -179,11 +165,9 @@ def test_repository_and_card(final, hub, api):
         assert phrase in text, phrase
 
 
-def write_scores(results: Path, directory: Path):
+def write_scores(results: Path, directory: Path, name: str | None = None):
     """A result file as `evaluate_mteb.py run` leaves it, for the model in `directory`."""
-    from backbones import backbone_revision
-
-    folder = results / "results" / "local__run-final" / backbone_revision(str(directory))
+    folder = results / "results" / (name or f"local__run-final/{backbone_revision(str(directory))}")
     folder.mkdir(parents=True)
     scores = {"accuracy": 0.9125, "f1": 0.9, "main_score": 0.9125, "hf_subset": "en", "languages": ["eng-Latn"]}
     result = {
@@ -289,7 +273,7 @@ def test_private(final, hub, api):
         push(directory, "name", api)
 
 
-def test_licences(options, hub, api, tiny_llm, tmp_path):
+def test_licences(licensed_options, hub, api, tiny_llm, tmp_path):
     apache, mit, gemma, llama = (License(name) for name in ("apache-2.0", "mit", "gemma", "llama3.2"))
     assert joint_license({"llm": gemma, "encoder": mit}) == gemma
     assert joint_license({"llm": apache, "encoder": mit}) == apache
@@ -297,7 +281,13 @@ def test_licences(options, hub, api, tiny_llm, tmp_path):
     with pytest.raises(UnknownLicenseError, match="cannot both be"):
         joint_license({"llm": gemma, "encoder": llama})
 
-    silent = [*options, "--llm", licensed(tiny_llm, tmp_path / "silent", None), "--output_dir", str(tmp_path / "run")]
+    silent = [
+        *licensed_options,
+        "--llm",
+        licensed(tiny_llm, tmp_path / "silent", None),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     train(*parse_arguments(silent))
     with pytest.raises(UnknownLicenseError, match="licence of the llm, a local checkpoint, is unknown.*--license"):
         prepare(tmp_path / "run", REPO, api)
@@ -308,8 +298,6 @@ def test_licences(options, hub, api, tiny_llm, tmp_path):
 
 
 def test_licence_of_a_backbone_on_the_hub(hub, api):
-    from hub import Repository
-
     hub.repositories["some/llm"] = Repository()
     hub.repositories["some/llm"].commit("", {"README.md": b"---\nlicense: llama3.2\n---\n", "LICENSE.txt": b"text"})
     hub.repositories["some/silent"] = Repository()
