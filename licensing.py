@@ -9,6 +9,7 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
 from backbones import HUB_ID, OFFLINE_LICENSE
+from repository import LOCAL
 
 ROOT = Path(__file__).resolve().parent
 GEMMA_TERMS = ROOT / "data" / "gemma_terms_of_use.txt"
@@ -84,8 +85,11 @@ def write_license_files(directory: Path, license: License, modifications: str, b
     """Writes what the licences ask for.
 
     For Gemma that is the notice, with `modifications` saying what was changed, and a copy of the terms. `licenses/` gets
-    the Apache License, which the code is under (and many encoders), and by role the licence files that the `backbones`
-    (Hub ids by role) come with.
+    the Apache License, which the code is under (and the offline encoder), and by role the licence files that the
+    `backbones` (names by role) have on the Hub.
+
+    Raises:
+        OSError: the Hub could not be asked for them.
     """
     if license.id == "gemma":
         (directory / "NOTICE").write_text(f"{GEMMA_NOTICE}\n\n{modifications}\n")
@@ -93,8 +97,12 @@ def write_license_files(directory: Path, license: License, modifications: str, b
     (directory / "licenses").mkdir(exist_ok=True)
     shutil.copyfile(APACHE_LICENSE, directory / "licenses" / "Apache-2.0.txt")
     for role, name in backbones.items():
-        if name not in HUB_ID:
+        if name in HUB_ID or name.startswith(LOCAL):
+            continue
+        try:
             source = Path(api.snapshot_download(name, allow_patterns=list(LICENSE_FILES)))
-            for file in sorted({file for pattern in LICENSE_FILES for file in source.glob(pattern)}):
-                (directory / "licenses" / role).mkdir(exist_ok=True)
-                shutil.copyfile(file, directory / "licenses" / role / file.name)
+        except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+            raise OSError(f"The licence files of {name} could not be fetched from the Hub: {error}") from error
+        for file in sorted({file for pattern in LICENSE_FILES for file in source.glob(pattern)}):
+            (directory / "licenses" / role).mkdir(exist_ok=True)
+            shutil.copyfile(file, directory / "licenses" / role / file.name)

@@ -8,9 +8,9 @@ import mteb
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-from backbones import HUB_ID
+from backbones import HUB_ID, OFFLINE_LLM
 from licensing import License
-from repository import LOCAL, RECORD, read_config
+from repository import LOCAL, read_config, read_record
 
 PAPERS = {
     "gemma": "2403.08295, Gemma: Open Models Based on Gemini Research and Technology",
@@ -51,11 +51,10 @@ def model_card(directory: Path, repo_id: str, license: License, results: list[di
         results: from [`mteb_results`].
         figures: paths of pictures in the repository.
     """
-    record = json.loads((directory / RECORD).read_text())
-    config = read_config(directory)
+    record, config = read_record(directory), read_config(directory)
     bases = hub_ids(record)
     data = ModelCardData(
-        language="en",
+        language=(record["settings"]["task_subset"] or "en") if record["settings"]["task"] else None,
         license=license.id,
         license_name=license.name,
         license_link=license.link,
@@ -85,12 +84,14 @@ def model_card(directory: Path, repo_id: str, license: License, results: list[di
 
 def modifications(directory: Path) -> str:
     """What was changed in the LLM's files, which Gemma's terms want said."""
-    config = read_config(directory)
+    record, config = read_record(directory), read_config(directory)
+    quantised = record["backbones"]["llm"]["name"] == OFFLINE_LLM
+    values = "dequantised from a 4-bit version of it (Q4_K_M)" if quantised else "as they were but for their precision"
     return (
         "Modified files: model.safetensors (or its parts) and config.json are not those of the original model. They hold "
         f"its token embeddings and its first {config.llm_config.num_hidden_layers} of {config.llm_depth} blocks, "
-        "unchanged in value but for the storage precision, without the rest; and with them statistics of its hidden "
-        "states, a trained projector, a trained encoder and a classification head."
+        f"{values}, without the rest; and with them statistics of its hidden states, a trained projector, a trained "
+        "encoder and a classification head."
     )
 
 

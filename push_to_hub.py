@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from backbones import backbone_revision
 from licensing import GIVE_LICENSE, License, UnknownLicenseError, backbone_license, joint_license, write_license_files
 from llm_cache import write_whole
-from model_card import hub_ids, model_card, modifications, mteb_results
+from model_card import model_card, modifications, mteb_results
 from report import METRICS, draw_layers, read_points
 from repository import LOCAL, read_record
 
@@ -90,8 +90,9 @@ def prepare(
     joint = License(license) if license else known_license(record, api)
     if keep_card and not (directory / "README.md").exists():
         raise FileNotFoundError(f"--keep-card, but {directory} has no README.md.")
-    if "llm" in record["backbones"] or joint.id == "gemma":
-        write_license_files(directory, joint, modifications(directory), hub_ids(record), api)
+    if "llm" in record["backbones"]:
+        names = {role: backbone["name"] for role, backbone in record["backbones"].items()}
+        write_license_files(directory, joint, modifications(directory), names, api)
     if not keep_card:
         figures = draw_figures(directory, record, sweep)
         scores = mteb_results(results, backbone_revision(str(directory)))
