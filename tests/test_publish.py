@@ -14,6 +14,7 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import push_to_hub
+import train as train_module
 from backbones import backbone_revision
 from licensing import GEMMA_NOTICE, License, UnknownLicenseError, joint_license
 from push_to_hub import prepare, push
@@ -122,6 +123,22 @@ def test_from_training_to_a_stranger_and_offline(licensed_options, hub, dataset_
         assert text.encode() not in b"".join(repository.files.values())
     assert not [path for path in repository.files if "checkpoint" in path or path.endswith((".bin", ".pt"))]
     assert "optimizer" not in " ".join(repository.files)
+
+
+def test_what_would_stop_the_upload_stops_the_training(licensed_options, hub, api, tiny_llm, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "HfApi", lambda token=None: HfApi(endpoint=hub.url, token=token))
+    options = [*licensed_options, "--output_dir", str(tmp_path / "run"), "--push_to_hub", REPO]
+    silent = ["--llm", licensed(tiny_llm, tmp_path / "silent", None), "--hub_token", TOKEN]
+    for more, message in (
+        ([], "hf auth login"),
+        (["--hub_token", "wrong"], "401"),
+        (silent, "licence of .* is unknown"),
+    ):
+        with pytest.raises((OSError, ValueError), match=message):
+            train(*parse_arguments([*options, *more]))
+        assert not (tmp_path / "run").exists()
+    train(*parse_arguments([*options, *silent, "--hub_license", "gemma"]))
+    assert "model.safetensors" in hub.repositories[REPO].files
 
 
 def test_repository_and_card(final, hub, api):

@@ -321,7 +321,6 @@ def test_every_configuration_parses():
         (["--train_file", "missing.csv"], "no file missing.csv"),
         (["--projector_init", "magic"], "ridge, random"),
         (["--llm_cache_dtype", "int8"], "float32, bfloat16"),
-        (["--push_to_hub"], "final/"),
         (["--llm", "/no/such/model"], "offline pair"),
     ],
 )
