@@ -7,6 +7,7 @@ A published repository carries this file and `configuration_hybrid.py`, so both 
 """
 
 import inspect
+import re
 from contextvars import ContextVar
 from functools import partial
 
@@ -79,6 +80,30 @@ class HiddenStateStandardizer(nn.Module):
         return torch.clamp(standardized, -self.clip, self.clip)
 
 
+class WideningEmbedding(nn.Embedding):
+    """A token embedding whose table stays in bfloat16 while the network that reads it runs in float32.
+
+    The table is most of a small LLM's weights, and is only looked up. Gemma 3's embedding scales what it returns.
+    """
+
+    def __init__(self, embedding: nn.Embedding):
+        super().__init__(*embedding.weight.shape, embedding.padding_idx, _weight=embedding.weight, _freeze=True)
+        self.scale = getattr(embedding, "scalar_embed_scale", 1.0)
+
+    def forward(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        return super().forward(input_ids).float() * self.scale
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this machine multiplies bfloat16 matrices in hardware: its GPU, else its CPU.
+
+    A CPU without the units is over a hundred times slower in bfloat16 than in float32.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class HybridPreTrainedModel(PreTrainedModel):
     config_class = HybridConfig
     base_model_prefix = "hybrid"
@@ -94,6 +119,36 @@ class HybridPreTrainedModel(PreTrainedModel):
             init.zeros_(module.mean)
             init.ones_(module.deviation)
             init.constant_(module.clip, float("inf"))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, dtype=None, **kwargs):
+        """As in transformers, where `dtype` is the precision of the LLM; the trained parts are float32.
+
+        By default it is the one on disk, except that a CPU without bfloat16 units gets a float32 LLM, its token
+        embeddings left as they are.
+        """
+        dtype = kwargs.pop("torch_dtype", "auto") if dtype is None else dtype
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, dtype=dtype, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if dtype == "auto" and model.base_model.llm.dtype == torch.bfloat16 and not has_fast_bfloat16():
+            model.base_model.widen_llm()
+        return loaded
+
+    def save_pretrained(self, save_directory, *args, state_dict=None, **kwargs):
+        """As in transformers, but an LLM that was released in bfloat16 is stored in it, whatever it runs in."""
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        llm = {name: tensor for name, tensor in state_dict.items() if _LLM_NAME.search(name)}
+        rounded = {name: tensor.to(torch.bfloat16) for name, tensor in llm.items()}
+        lossless = all(torch.equal(rounded[name].to(tensor.dtype), tensor) for name, tensor in llm.items())
+        super().save_pretrained(
+            save_directory, *args, state_dict={**state_dict, **rounded} if lossless else state_dict, **kwargs
+        )
+        # transformers takes the precision in memory for that of the files, and reads it when it loads them.
+        self.config.dtype = "bfloat16" if lossless else "float32"
+        self.config.save_pretrained(save_directory)
+
+
+_LLM_NAME = re.compile(r"^(?:hybrid\.)?llm\.")
 
 
 class HybridModel(HybridPreTrainedModel):
@@ -194,6 +249,12 @@ class HybridModel(HybridPreTrainedModel):
         llm_model = _load_backbone(llm, llm_revision, llm_dtype, config.llm_config)
         encoder_model = encoder and _load_backbone(encoder, encoder_revision, torch.float32, config.encoder_config)
         return cls(config, llm=llm_model, encoder=encoder_model).eval()
+
+    def widen_llm(self):
+        """Turns a bfloat16 LLM into float32 in place, except for its token embeddings, which are only looked up."""
+        self.llm.layers.float()
+        self.llm.norm.float()
+        self.llm.set_input_embeddings(WideningEmbedding(self.llm.get_input_embeddings()))
 
     def hidden_states(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The LLM's states at `config.llm_layers`: (batch, layers, tokens, LLM hidden size), zero at padding.

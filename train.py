@@ -32,7 +32,7 @@ from backbones import backbone_revision, explained_load_errors, resolve_backbone
 from data import load_labelled_texts
 from licensing import UnknownLicenseError, backbone_license
 from llm_cache import LLMStateCache
-from modeling_hybrid import HybridModel
+from modeling_hybrid import HybridModel, has_fast_bfloat16
 from projector_fit import fit_projector, fit_standardizer
 from repository import RECORD, public_record, save_repository, write_json, written_whole
 from trainer import (
@@ -386,9 +386,7 @@ def save(directory: Path, model: SentenceTransformer, model_args: ModelArguments
 
 def _llm_dtype(name: str, device) -> torch.dtype:
     if name == "auto":
-        # A CPU without bfloat16 matrix units is over a hundred times slower in it.
-        on_gpu = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if on_gpu else torch.float32
+        return torch.bfloat16 if torch.device(device).type == "cuda" and has_fast_bfloat16() else torch.float32
     return getattr(torch, name)
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import TEXTS, encoder_configs, llm_configs
+from safetensors.torch import load_file
 from transformers import AutoModel, CLIPTextConfig
 
 from configuration_hybrid import HybridConfig
@@ -121,7 +122,7 @@ def test_save_and_load(llm, encoder, layers, tmp_path):
 def test_bf16_llm_with_fp32_rest_survives_save_and_load(tiny_llm, tiny_encoder, tmp_path):
     model = HybridModel.from_backbones(tiny_llm, tiny_encoder, llm_layers=[2], llm_dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
-    loaded = HybridModel.from_pretrained(tmp_path)
+    loaded = HybridModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     for part, dtype in (
         (loaded.llm, torch.bfloat16),
         (loaded.projector, torch.float32),
@@ -133,6 +134,45 @@ def test_bf16_llm_with_fp32_rest_survives_save_and_load(tiny_llm, tiny_encoder, 
     assert torch.equal(loaded(input_ids, mask).pooler_output, model.eval()(input_ids, mask).pooler_output)
     everything_fp32 = HybridModel.from_pretrained(tmp_path, dtype=torch.float32)
     assert {parameter.dtype for parameter in everything_fp32.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", llm_configs())
+def test_a_bfloat16_llm_is_stored_in_it_and_runs_in_what_is_fast(family, tiny_encoder, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    AutoModel.from_config(llm_configs()[family], dtype=torch.bfloat16).save_pretrained(tmp_path / "llm")
+    model = with_statistics(HybridModel.from_backbones(str(tmp_path / "llm"), tiny_encoder, llm_layers=[1, 3]))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    model.save_pretrained(tmp_path / "model")
+    stored = load_file(tmp_path / "model/model.safetensors")
+    for name, tensor in stored.items():
+        assert tensor.dtype == (torch.bfloat16 if name.startswith("llm.") else torch.float32)
+    input_ids, mask = padded(random_ids([5, 11]), "left")
+
+    for fast in (True, False):
+        monkeypatch.setattr("modeling_hybrid.has_fast_bfloat16", lambda: fast)
+        loaded = HybridModel.from_pretrained(tmp_path / "model")
+        assert {weight.dtype for weight in loaded.llm.layers.parameters()} == {
+            torch.bfloat16 if fast else torch.float32
+        }
+        assert loaded.llm.get_input_embeddings().weight.dtype == torch.bfloat16
+        assert {weight.dtype for weight in loaded.encoder.parameters()} == {torch.float32}
+        tolerance = 0.1 if fast else 1e-6
+        output, expected = loaded(input_ids, mask).pooler_output, model(input_ids, mask).pooler_output
+        torch.testing.assert_close(output, expected, atol=tolerance, rtol=tolerance)
+        loaded.save_pretrained(tmp_path / "again")
+        again = load_file(tmp_path / "again/model.safetensors")
+        assert again.keys() == stored.keys() and all(torch.equal(again[name], stored[name]) for name in stored)
+    # What is asked for is done.
+    for dtype in (torch.bfloat16, torch.float32):
+        assert {
+            weight.dtype for weight in HybridModel.from_pretrained(tmp_path / "model", dtype=dtype).llm.parameters()
+        } == {dtype}
+
+
+def test_a_float32_llm_stays_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_hybrid.has_fast_bfloat16", lambda: True)
+    make_model().save_pretrained(tmp_path)
+    assert {weight.dtype for weight in HybridModel.from_pretrained(tmp_path).parameters()} == {torch.float32}
 
 
 def test_float16_is_refused(tiny_llm, tiny_encoder, tmp_path):
