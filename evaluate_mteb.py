@@ -21,6 +21,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import httpx2
 import mteb
 from huggingface_hub import HfApi
 from mteb.models import SentenceTransformerEncoderWrapper
@@ -96,11 +97,14 @@ def main():
     submission_parser.add_argument(
         "--training-datasets", nargs="+", metavar="NAME", help="mteb's names, for a model trained on files of your own"
     )
+    submission_parser.add_argument(
+        "--accept-mirror", action="store_true", help="take scores measured with --dataset-root too"
+    )
     submission_parser.set_defaults(function=submission)
     args = parser.parse_args()
     try:
         sys.exit(args.function(args))
-    except (ValueError, OSError, KeyError, ImportError) as error:
+    except (ValueError, OSError, KeyError, ImportError, httpx2.HTTPError) as error:
         sys.exit(f"evaluate_mteb.py: {error}")
 
 
@@ -177,7 +181,14 @@ def submission(args) -> int:
     from submission import write_submission
 
     meta, files = write_submission(
-        args.model, args.results, args.output, HfApi(), args.revision, args.code, args.training_datasets
+        args.model,
+        args.results,
+        args.output,
+        HfApi(),
+        args.revision,
+        args.code,
+        args.training_datasets,
+        args.accept_mirror,
     )
     for path in files:
         print(path)

@@ -16,7 +16,6 @@ PAPERS = {
     "gemma": "2403.08295, Gemma: Open Models Based on Gemini Research and Technology",
     "gemma2": "2408.00118, Gemma 2: Improving Open Language Models at a Practical Size",
     "gemma3_text": "2503.19786, Gemma 3 Technical Report",
-    "llama": "2407.21783, The Llama 3 Herd of Models",
     "qwen3": "2505.09388, Qwen3 Technical Report",
     "roberta": "1907.11692, RoBERTa: A Robustly Optimized BERT Pretraining Approach",
     "xlm-roberta": "1911.02116, Unsupervised Cross-lingual Representation Learning at Scale",
@@ -25,10 +24,13 @@ PAPERS = {
     "sentence-transformers/all-MiniLM-L6-v2": "1908.10084, Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks",
 }
 RECIPE = (
-    "learning_rate projector_learning_rate head_learning_rate contrastive_weight contrastive_temperature num_train_epochs "
-    "per_device_train_batch_size warmup_steps weight_decay lr_scheduler_type projector_init standardize projector_dropout "
-    "seed"
+    "learning_rate head_learning_rate contrastive_weight contrastive_temperature num_train_epochs "
+    "per_device_train_batch_size warmup_steps weight_decay lr_scheduler_type seed "
+    "projector_learning_rate projector_init standardize projector_dropout"
 ).split()
+
+
+_HUB_LANGUAGE = {"eng": "en"}  # the Hub's usual name; it knows the three letters of mteb too
 
 
 def hub_ids(record: dict) -> dict[str, str]:
@@ -38,30 +40,46 @@ def hub_ids(record: dict) -> dict[str, str]:
 
 
 def mteb_results(results: str, revision: str) -> list[dict]:
-    """mteb's result files of the model whose files have the hash `revision` (see `backbone_revision`)."""
-    paths = sorted(Path(results).glob(f"results/*/{revision}/*.json"))
-    return [json.loads(path.read_text()) for path in paths if path.name != "model_meta.json"]
+    """mteb's classification results of the model whose files have the hash `revision` (see `backbone_revision`).
+
+    The same weights may have been measured in several directories: a task counts once.
+    """
+    found = {}
+    for path in sorted(Path(results).glob(f"results/*/{revision}/*.json")):
+        result = json.loads(path.read_text()) if path.name != "model_meta.json" else {}
+        entries = [scores for split in result.get("scores", {}).values() for scores in split]
+        if entries and all("accuracy" in scores and "f1" in scores for scores in entries):
+            found[result["task_name"]] = result
+    return list(found.values())
 
 
-def model_card(directory: Path, repo_id: str, license: License, results: list[dict], figures: list[str]) -> ModelCard:
+def model_card(
+    directory: Path,
+    repo_id: str,
+    license: License,
+    licenses: dict[str, License],
+    results: list[dict],
+    figures: list[str],
+) -> ModelCard:
     """The card of the model in `directory`, to be published as `repo_id`.
 
     Args:
         directory: what `train.py` left in `final/`.
+        license: that of the model; `licenses` those of the backbones by role.
         results: from [`mteb_results`].
         figures: paths of pictures in the repository.
     """
     record, config = read_record(directory), read_config(directory)
     bases = hub_ids(record)
     data = ModelCardData(
-        language=(record["settings"]["task_subset"] or "en") if record["settings"]["task"] else None,
+        language=[_HUB_LANGUAGE.get(code := name.split("-")[0], code) for name in languages(record) or []] or None,
         license=license.id,
         license_name=license.name,
         license_link=license.link,
         library_name="sentence-transformers",
         pipeline_tag="feature-extraction",
-        tags=["sentence-transformers", "feature-extraction", "text-classification", "mteb", "custom_code"]
-        + ["hybrid-embedder"] * ("llm" in record["backbones"]),
+        tags=["sentence-transformers", "feature-extraction", "mteb"]
+        + ["text-classification", "custom_code", "hybrid-embedder"] * ("llm" in record["backbones"]),
         base_model=list(bases.values()) or None,
         base_model_relation="finetune" if bases else None,
         datasets=_hub_datasets(record),
@@ -75,24 +93,51 @@ def model_card(directory: Path, repo_id: str, license: License, results: list[di
         _training(record),
         _results(results, record),
         *(f"![accuracy against the layer]({figure})" for figure in figures),
-        _limits(record, config),
-        _license(license, record, bases),
+        _limits(directory, record),
+        _license(licenses, bases),
         _citation(config, bases),
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
 
 
 def modifications(directory: Path) -> str:
-    """What was changed in the LLM's files, which Gemma's terms want said."""
+    """What was changed in the backbones' files, which the licences of Gemma and Llama want said."""
     record, config = read_record(directory), read_config(directory)
-    quantised = record["backbones"]["llm"]["name"] == OFFLINE_LLM
-    values = "dequantised from a 4-bit version of it (Q4_K_M)" if quantised else "as they were but for their precision"
+    parts = []
+    if "llm" in record["backbones"]:
+        quantised = record["backbones"]["llm"]["name"] == OFFLINE_LLM
+        values = "dequantised from a 4-bit version (Q4_K_M)" if quantised else "as they were but for their precision"
+        kept = config.llm_config.num_hidden_layers
+        parts.append(f"the LLM's token embeddings and its first {kept} of {config.llm_depth} blocks, {values}")
+        if record["settings"]["standardize"]:
+            parts.append("statistics of its hidden states")
+        if "encoder" in record["backbones"]:
+            parts.append("a trained projector")
+        parts.append("a classification head")
+    if "encoder" in record["backbones"]:
+        without = " without its word embeddings" * ("llm" in record["backbones"])
+        parts.append(f"the encoder{without}, its weights changed by training")
     return (
-        "Modified files: model.safetensors (or its parts) and config.json are not those of the original model. They hold "
-        f"its token embeddings and its first {config.llm_config.num_hidden_layers} of {config.llm_depth} blocks, "
-        f"{values}, without the rest; and with them statistics of its hidden states, a trained projector, a trained "
-        "encoder and a classification head."
+        "Modified files: model.safetensors (or its parts) and config.json are not those of the original models. They hold "
+        f"{'; '.join(parts)}."
     )
+
+
+def languages(record: dict) -> list[str] | None:
+    """The languages of the training texts as mteb writes them (`eng-Latn`); None where they are not an mteb task's."""
+    if not record["settings"]["task"]:
+        return None
+    metadata = mteb.get_task(record["source"]).metadata
+    if not metadata.is_multilingual:
+        return list(metadata.eval_langs)
+    return list(metadata.eval_langs[record["settings"]["task_subset"] or "en"])
+
+
+def max_tokens(directory: Path) -> int:
+    """After how many tokens `SentenceTransformer` cuts a text."""
+    settings = json.loads((directory / "sentence_bert_config.json").read_text())
+    tokenizer = json.loads((directory / "tokenizer_config.json").read_text())
+    return settings.get("max_seq_length") or tokenizer["model_max_length"]
 
 
 def _hub_datasets(record: dict) -> list[str] | None:
@@ -140,8 +185,9 @@ def _architecture(directory: Path, record: dict, config, bases: dict[str, str]) 
         summary = "A text-embedding model in which a frozen LLM reads the text for a small trained encoder."
         rows += [
             f"| LLM, frozen | {describe('llm')}: hidden states of layer {layers} of {config.llm_depth}{merged} |",
-            "| standardisation | each dimension of the states, by statistics of the training texts |",
         ]
+        if record["settings"]["standardize"]:
+            rows.append("| standardisation | each dimension of the states, by statistics of the training texts |")
         if "encoder" in record["backbones"]:
             rows += [
                 f"| projector, trained | linear, {config.llm_config.hidden_size} to {config.hidden_size} |",
@@ -217,17 +263,19 @@ It needs transformers 5.24 or newer (and sentence-transformers 6.2 or newer for 
 def _training(record: dict) -> str:
     settings, texts = record["settings"], record["texts"]
     source = record["source"].removeprefix(LOCAL)
+    # The last four are settings of the LLM's states and the projector.
+    recipe = RECIPE if "llm" in record["backbones"] else RECIPE[:-4]
     validation = f", {texts['validation']:,} more chose the epoch" if texts["validation"] else ""
     lines = [
         "## Training",
         "",
         f"Trained as a classifier with the labels {', '.join(record['label_names'][:20])}"
         f"{', ...' if len(record['label_names']) > 20 else ''} on {texts['train']:,} texts of {source} (split "
-        f"`{settings['train_split']}`){validation}. No test split was trained on.",
+        f"`{settings['train_split']}`){validation}.",
         "",
         "| setting | |",
         "|---|---|",
-        *(f"| {name} | {settings[name]} |" for name in RECIPE if settings.get(name) is not None),
+        *(f"| {name} | {settings[name]} |" for name in recipe if settings.get(name) is not None),
     ]
     return "\n".join(lines)
 
@@ -248,20 +296,23 @@ def _results(results: list[dict], record: dict) -> str:
                     f"{scores['f1']:.4f} |"
                     for scores in entries
                 ]
+        sources = {result["dataset_source"] for result in results if "dataset_source" in result}
+        if sources:
+            lines += ["", "Measured on a local copy of the datasets rather than on the Hub's own."]
         lines.append("")
     for name, metrics in record["metrics"].items():
         values = ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
-        lines.append(f"The classification head on the {name} texts: {values}.")
+        lines.append(f"The classification head of the training on the {name} texts: {values}.")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def _limits(record: dict, config) -> str:
+def _limits(directory: Path, record: dict) -> str:
     lines = [
         "## Limits",
         "",
-        f"- It was tuned for the labels above, on {record['texts']['train']:,} texts in one language; how it does on other "
-        "tasks, and in other languages, is to be measured before it is relied on.",
-        f"- Texts are cut after {record['settings']['max_seq_length']} tokens.",
+        f"- It was tuned for the labels above, on {record['texts']['train']:,} texts; how it does on other tasks, and in "
+        "other languages, is to be measured before it is relied on.",
+        f"- Texts are cut after {max_tokens(directory)} tokens.",
         "- It has the biases of its backbones and of its training texts.",
     ]
     if "llm" in record["backbones"]:
@@ -269,9 +320,9 @@ def _limits(record: dict, config) -> str:
     return "\n".join(lines)
 
 
-def _license(license: License, record: dict, bases: dict[str, str]) -> str:
+def _license(licenses: dict[str, License], bases: dict[str, str]) -> str:
     lines = ["## Licence", ""]
-    if license.id == "gemma":
+    if any(license.id == "gemma" for license in licenses.values()):
         lines += [
             "Gemma is provided under and subject to the Gemma Terms of Use found at "
             "[ai.google.dev/gemma/terms](https://ai.google.dev/gemma/terms). This model is a derivative of Gemma: whoever "
@@ -280,10 +331,10 @@ def _license(license: License, record: dict, bases: dict[str, str]) -> str:
             "modified, `GEMMA_TERMS_OF_USE.txt` is a copy of the terms.",
             "",
         ]
-    for role, backbone in record["backbones"].items():
-        own = (backbone.get("license") or {}).get("id")
-        lines.append(f"- {role}: {bases.get(role, 'a local checkpoint')}{f', licence `{own}`' if own else ''}")
-    lines.append("- code (`*.py`): Apache License 2.0")
+    if any(license.id.startswith("llama") for license in licenses.values()):
+        lines += ["Built with Llama. `NOTICE` says what was modified.", ""]
+    lines += [f"- {role}: {bases.get(role, 'a local checkpoint')}, `{license}`" for role, license in licenses.items()]
+    lines.append("- model code (`*.py`): `apache-2.0`")
     return "\n".join(lines)
 
 
@@ -293,7 +344,7 @@ def _citation(config, bases: dict[str, str]) -> str:
         "",
         "The idea is that of a student report of 2024, which joined gemma-2b and roberta-base in this way and compared "
         "them on two tasks of MTEB. Frozen LLM states in front of a small model: Bergner et al. 2024, *Think Big, Generate "
-        "Quick*, [arXiv:2402.16844](https://arxiv.org/abs/2402.16844). The backbones:",
+        "Quick*, [arXiv:2402.16844](https://arxiv.org/abs/2402.16844). The backbones, as far as their papers are known:",
         "",
     ]
     parts = [getattr(config, name, None) for name in ("llm_config", "encoder_config")]

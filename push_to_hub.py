@@ -16,29 +16,31 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from backbones import backbone_revision
-from licensing import GIVE_LICENSE, License, UnknownLicenseError, backbone_license, joint_license, write_license_files
+from licensing import backbone_licenses, joint_license, write_license_files
 from llm_cache import write_whole
 from model_card import model_card, modifications, mteb_results
 from report import METRICS, draw_layers, read_points
-from repository import LOCAL, read_record
+from repository import read_record, without_directory
 
 logger = logging.getLogger(__name__)
 
 # Files of an earlier upload that go when this one does not have them: stale parts of weights, modules, figures.
 REPLACED = [
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
     "1_Pooling/*",
     "2_Normalize/*",
     "licenses/*",
     "figures/*",
     "NOTICE",
 ]
-TOKEN_PATTERN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+IGNORED = [".*", "*/.*"]
+TOKEN_PATTERN = re.compile(rb"hf_(?:oauth_|jwt_)?[A-Za-z0-9]{30,}")
 
 
 def main():
@@ -50,10 +52,10 @@ def main():
     parser.add_argument("--private", action="store_true", help="create it private")
     parser.add_argument("--dry-run", action="store_true", help="write the card and list the files; send nothing")
     parser.add_argument("--keep-card", action="store_true", help="send README.md as it lies there, edited by hand")
-    parser.add_argument("--license", help="the licence, where it cannot be found out (the Hub's abbreviation)")
+    parser.add_argument("--license", help="the licence of the backbone whose licence cannot be found out")
     parser.add_argument("--results", default="results/mteb", help="mteb's scores of the model, for the card")
     parser.add_argument("--sweep", default="results/sweep", help="sweeps, whose figures go into the card")
-    parser.add_argument("--commit-message", default="Upload the model with hybrid-embedder")
+    parser.add_argument("--commit-message", default="Upload the model")
     args = parser.parse_args()
     try:
         api = HfApi()
@@ -82,37 +84,25 @@ def prepare(
 
     Raises:
         FileNotFoundError: it is not what `train.py` leaves behind.
-        UnknownLicenseError: the licence of a backbone is unknown and `license` does not give one.
-        ValueError: a file holds a token or this machine's home directory.
+        UnknownLicenseError: the licence of a backbone is unknown and `license` does not give it.
+        ValueError: `repo_id` is not a name, or a file holds a token or a path of this machine.
     """
     directory = directory / "final" if (directory / "final").is_dir() else directory
     record = read_record(directory)
-    joint = License(license) if license else known_license(record, api)
     if keep_card and not (directory / "README.md").exists():
         raise FileNotFoundError(f"--keep-card, but {directory} has no README.md.")
-    if "llm" in record["backbones"]:
-        names = {role: backbone["name"] for role, backbone in record["backbones"].items()}
-        write_license_files(directory, joint, modifications(directory), names, api)
+    check_name(repo_id)
+    licenses = backbone_licenses(record, api, license)
+    joint = joint_license(licenses)
+    names = {role: backbone["name"] for role, backbone in record["backbones"].items()}
+    write_license_files(directory, licenses, modifications(directory), names, api)
     if not keep_card:
         figures = draw_figures(directory, record, sweep)
         scores = mteb_results(results, backbone_revision(str(directory)))
-        card = model_card(directory, repo_id, joint, scores, figures)
+        card = model_card(directory, repo_id, joint, licenses, scores, figures)
         write_whole(directory / "README.md", lambda path: path.write_text(card.content, encoding="utf-8"))
-    refuse_secrets(directory, api.token)
+    refuse_secrets(directory, get_token() if api.token is None else api.token)
     return directory
-
-
-def known_license(record: dict, api: HfApi) -> License:
-    """The licence that the backbones of a training leave the model."""
-    licenses = {}
-    for role, backbone in record["backbones"].items():
-        if backbone.get("license"):
-            licenses[role] = License(**backbone["license"])
-        elif backbone["name"].startswith(LOCAL):
-            raise UnknownLicenseError(f"The licence of the {role}, a local checkpoint, is unknown. {GIVE_LICENSE}")
-        else:
-            licenses[role] = backbone_license(backbone["name"], api)
-    return joint_license(licenses)
 
 
 def draw_figures(directory: Path, record: dict, sweep: str) -> list[str]:
@@ -120,8 +110,9 @@ def draw_figures(directory: Path, record: dict, sweep: str) -> list[str]:
     figures = []
     names = {role: backbone["name"] for role, backbone in record["backbones"].items()}
     for (task, recipe, split), points in read_points(sweep).items():
-        some = next(iter(points.values()))[0]
-        if task == record["source"] and recipe == "tuned" and some["backbones"] == names:
+        backbones = next(iter(points.values()))[0]["backbones"]
+        swept = {role: without_directory(name) for role, name in backbones.items()}
+        if task == record["source"] and recipe == "tuned" and swept == names:
             path = directory / "figures" / f"{task}-{split}-accuracy"
             path.parent.mkdir(exist_ok=True)
             title = f"{task}, trained on its {split} split"
@@ -130,78 +121,116 @@ def draw_figures(directory: Path, record: dict, sweep: str) -> list[str]:
     return figures
 
 
+def check_name(repo_id: str):
+    """Raises a ValueError unless `repo_id` is `owner/name` as the Hub allows it."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(str(error)) from error
+    if "/" not in repo_id:
+        raise ValueError(f"{repo_id} is not owner/name.")
+
+
+def open_repository(repo_id: str, api: HfApi, private: bool = False):
+    """Creates the repository where it does not exist, which also shows whether the token may write there.
+
+    Raises:
+        OSError: the Hub refused it or could not be reached; the message says what to do.
+        ValueError: `repo_id` is not `owner/name`, or `private` is asked for and the repository is public.
+    """
+    check_name(repo_id)
+    with explained_upload_errors(repo_id, api):
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        is_private = api.model_info(repo_id).private
+    if private and not is_private:
+        raise ValueError(
+            f"{repo_id} exists and is public: nothing was sent. Make it private on the Hub, or leave --private."
+        )
+
+
 def push(
     directory: Path, repo_id: str, api: HfApi, private: bool = False, commit_message: str = "Upload the model"
 ) -> str:
     """Uploads what [`prepare`] completed, in one commit; returns the commit's address.
 
     Raises:
-        OSError: the Hub refused it or could not be reached; the message says what to do.
-        ValueError: `repo_id` is not `owner/name`, or `private` is asked for and the repository is public.
+        OSError, ValueError: see [`open_repository`].
     """
-    with explained_upload_errors(repo_id):
-        if "/" not in repo_id:
-            raise ValueError(f"{repo_id} is not owner/name.")
-        api.create_repo(repo_id, private=private or None, exist_ok=True)
-        if private and not api.model_info(repo_id).private:
-            raise ValueError(
-                f"{repo_id} exists and is public: nothing was sent. Make it private on the Hub, or leave --private."
-            )
+    open_repository(repo_id, api, private)
+    with explained_upload_errors(repo_id, api):
+        before = api.model_info(repo_id).sha
+    with explained_upload_errors(repo_id, api, before):
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=directory,
             commit_message=commit_message,
-            ignore_patterns=[".*", "*/.*"],
+            ignore_patterns=IGNORED,
             delete_patterns=REPLACED,
         )
     return f"{api.endpoint}/{repo_id}/commit/{commit.oid}"
 
 
 @contextmanager
-def explained_upload_errors(repo_id: str):
-    """Turns the Hub's and the network's errors into one that says what happened and what to do."""
+def explained_upload_errors(repo_id: str, api: HfApi, before: str | None = None):
+    """Turns the Hub's and the network's errors into one that says what happened and what to do.
+
+    `before` is the repository's commit when the upload began.
+    """
     try:
         yield
     except LocalTokenNotFoundError as error:
         raise OSError("Not logged in. Use `hf auth login`, or set HF_TOKEN to a token that may write.") from error
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id} cannot be the name of a repository: {error}") from error
-    except (HfHubHTTPError, httpx2.HTTPError, ConnectionError, RuntimeError) as error:
-        # Errors while the weights are sent come inside a RuntimeError.
-        cause = error.__cause__ if type(error) is RuntimeError else error
-        if isinstance(cause, HfHubHTTPError):
-            message = _STATUS_MESSAGES.get(cause.response.status_code, "The Hub answered {status} during the upload.")
-            message = message.format(status=cause.response.status_code, repo_id=repo_id)
-        elif isinstance(cause, (httpx2.HTTPError, ConnectionError)):
-            message = f"The connection to the Hub failed ({type(cause).__name__})."
-        else:
-            raise
-        raise OSError(f"{message} The repository is as it was; the same command tries again.") from error
+    except (OSError, httpx2.HTTPError, RuntimeError) as error:
+        # The cause of a RuntimeError is an error while the weights were sent; Xet's storage has no other kinds.
+        cause = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        found = {
+            401: "The Hub does not accept the token (401). Use `hf auth login`, or set HF_TOKEN to one that may write.",
+            403: f"The token may not write to {repo_id} (403): check its role, and the owner's name.",
+            404: f"The Hub does not know {repo_id} (404), or the token may not see it.",
+            None: f"The upload failed ({type(cause).__name__}: {cause}).",
+        }
+        message = found.get(status, f"The Hub answered {status}.")
+        if before is not None:
+            message += f" {_state(repo_id, api, before)} The same command tries again."
+        token = get_token() if api.token is None else api.token
+        raise OSError(message.replace(token, "***") if token else message) from error
 
 
-_STATUS_MESSAGES = {
-    401: "The Hub does not accept the token ({status}). Use `hf auth login`, or set HF_TOKEN to one that may write.",
-    403: "The token may not write to {repo_id} ({status}): check its role, and the owner's name.",
-    404: "The Hub does not know {repo_id} ({status}), or the token may not see it.",
-}
+def _state(repo_id: str, api: HfApi, before: str) -> str:
+    """What became of the repository after a failure."""
+    try:
+        after = api.model_info(repo_id).sha
+    except (OSError, httpx2.HTTPError):
+        return "Whether the repository changed could not be checked."
+    return "The repository is as it was." if after == before else f"The Hub did take the commit, {after}."
 
 
 def refuse_secrets(directory: Path, token: str | None):
-    """Raises a ValueError if a file has a token of the Hub in it, or names this machine's home directory."""
+    """Raises a ValueError if a file to be sent has a token of the Hub in it, or a path of this machine."""
     home = os.fsencode(Path.home())
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.suffix not in (".safetensors", ".png"):
-            content = path.read_bytes()
-            if TOKEN_PATTERN.search(content) or (token and token.encode() in content):
-                raise ValueError(f"{path} holds a token of the Hub. Remove it, and revoke the token.")
-            if len(home) > 1 and home + b"/" in content:
-                raise ValueError(f"{path} names the home directory of this machine. Remove it, then try again.")
+    for path in files_to_send(directory):
+        if path.suffix in (".safetensors", ".png"):
+            continue
+        content = path.read_bytes()
+        if TOKEN_PATTERN.search(content) or (token and token.encode() in content):
+            raise ValueError(f"{path} holds a token of the Hub. Remove it, and revoke the token.")
+        if len(home) > 1 and home + b"/" in content:
+            raise ValueError(f"{path} names the home directory of this machine. Remove it, then try again.")
+        local = re.findall(r'"(/[^"\n]+)"', content.decode(errors="ignore")) if path.parent == directory else []
+        if path.suffix == ".json" and path.name != "tokenizer.json" and any(Path(name).exists() for name in local):
+            raise ValueError(f"{path} has paths of this machine: {local}. Remove them, then try again.")
+
+
+def files_to_send(directory: Path) -> list[Path]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return sorted(
+        filter_repo_objects(files, ignore_patterns=IGNORED, key=lambda path: path.relative_to(directory).as_posix())
+    )
 
 
 def print_files(directory: Path):
-    sizes = {
-        path.relative_to(directory): path.stat().st_size for path in sorted(directory.rglob("*")) if path.is_file()
-    }
+    sizes = {path.relative_to(directory): path.stat().st_size for path in files_to_send(directory)}
     for path, size in sizes.items():
         print(f"{size:>15,}  {path}")
     print(f"{sum(sizes.values()):>15,}  bytes in {len(sizes)} files")

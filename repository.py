@@ -72,10 +72,10 @@ def public_record(results: dict) -> dict:
     settings = record["settings"]
     settings.pop("dataset_root", None)
     for name in ("train_file", "validation_file", "test_file", "dataset", "llm", "encoder"):
-        settings[name] = _without_directory(settings.get(name))
-    record["source"] = _without_directory(record["source"])
+        settings[name] = without_directory(settings.get(name))
+    record["source"] = without_directory(record["source"])
     for backbone in record["backbones"].values():
-        backbone["name"] = _without_directory(backbone["name"])
+        backbone["name"] = without_directory(backbone["name"])
     return record
 
 
@@ -101,7 +101,7 @@ def read_config(directory: Path):
     return AutoConfig.from_pretrained(directory)
 
 
-def _without_directory(name: str | None) -> str | None:
+def without_directory(name: str | None) -> str | None:
     """Of a path on this machine the last part, after `local:`; any other name as it is."""
     if name is not None and Path(name).exists():
         return f"{LOCAL}{Path(name).resolve().name}"

@@ -6,17 +6,20 @@ mteb takes two pull requests: one with the file of the `ModelMeta` to mteb itsel
 
 import json
 import runpy
+import shutil
 from pathlib import Path
+from typing import get_args
 
 import mteb
 from huggingface_hub import HfApi, ModelCard
 from mteb.models import ModelMeta, SentenceTransformerEncoderWrapper
 from mteb.models.model_meta import ScoringFunction
 from mteb.results import TaskResult
+from mteb.types import Licenses
 from pydantic import ValidationError
 
 from llm_cache import write_whole
-from model_card import count_parameters, hub_ids
+from model_card import count_parameters, hub_ids, languages, max_tokens
 from repository import LOCAL, read_config, read_record
 
 FILE = '''"""For mteb/models/model_implementations/, written by hybrid-embedder."""
@@ -39,6 +42,7 @@ def write_submission(
     revision: str | None = None,
     code: str | None = None,
     training_datasets: list[str] | None = None,
+    accept_mirror: bool = False,
 ) -> tuple[ModelMeta, list[Path]]:
     """Writes `output/results/<owner>__<name>/<commit>/` and `output/<name>.py`, and reads both with mteb's own loaders.
 
@@ -48,12 +52,16 @@ def write_submission(
         revision: the commit that was measured; by default the newest.
         code: address of the public training code.
         training_datasets: mteb's names of what it was trained on, where the training record cannot say (own files).
+        accept_mirror: take scores that were measured on a local copy of the datasets.
 
     Raises:
         FileNotFoundError: there are no results of that commit.
-        ValueError: the training record names a test split, or mteb refuses a field.
+        ValueError: the model is not public, was trained on test data or measured on a local copy; or mteb refuses a
+            field.
     """
     info = api.model_info(repo_id, revision=revision)
+    if info.private or info.gated:
+        raise ValueError(f"{repo_id} is private or gated; the leaderboard takes models that everybody can load.")
     directory = Path(api.snapshot_download(repo_id, revision=info.sha))
     meta = model_meta(directory, repo_id, info.sha, info.last_modified, code, training_datasets)
 
@@ -70,8 +78,15 @@ def write_submission(
     cache = mteb.ResultCache(output)
     for path in paths:
         values = json.loads(path.read_text())
-        values.pop("dataset_source", None)  # a note of ours, which mteb's repository does not know
-        cache.save_to_cache(TaskResult.from_dict(values), meta, encode_kwargs={"batch_size": 32})
+        # A note of ours, which mteb's repository does not know.
+        if values.pop("dataset_source", None) and not accept_mirror:
+            raise ValueError(
+                f"{path.stem} was measured on a local copy of its dataset, and mteb names the Hub's: measure it without "
+                "--dataset-root, or vouch for the copy with --accept-mirror."
+            )
+        cache.save_to_cache(TaskResult.from_dict(values), meta)
+    if (source / "run_settings.jsonl").exists():
+        shutil.copy(source / "run_settings.jsonl", output / "results" / meta.model_name_as_path() / info.sha)
     variable = "".join(c if c.isalnum() else "_" for c in repo_id.split("/")[-1]).lower()
     variable = f"model_{variable}" if variable[0].isdigit() else variable
     file = output / f"{variable}.py"
@@ -93,11 +108,7 @@ def model_meta(directory: Path, repo_id: str, revision: str, released, code=None
         ValueError: the record names a test split as training data, or mteb refuses a field.
     """
     record, config = read_record(directory), read_config(directory)
-    if "test" in record["settings"]["train_split"]:
-        raise ValueError(
-            f"{repo_id} was trained on the split {record['settings']['train_split']!r} of {record['source']}: a model "
-            "trained on test data has no place on the leaderboard."
-        )
+    refuse_test_data(record)
     weights = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     card = ModelCard.load(directory / "README.md").data
     parameters, embedding_parameters = count_parameters(directory)
@@ -112,9 +123,9 @@ def model_meta(directory: Path, repo_id: str, revision: str, released, code=None
             n_parameters=parameters,
             n_embedding_parameters=embedding_parameters,
             memory_usage_mb=round(weights / 1024**2),
-            max_tokens=record["settings"]["max_seq_length"],
+            max_tokens=max_tokens(directory),
             embed_dim=config.hidden_size,
-            license=card.license_link if card.license == "other" else card.license,
+            license=card.license if card.license in get_args(Licenses) else card.license_link,
             open_weights=True,
             public_training_code=code,
             public_training_data=training_data_address(record),
@@ -129,19 +140,34 @@ def model_meta(directory: Path, repo_id: str, revision: str, released, code=None
         raise ValueError(f"mteb does not take this description of {repo_id}: {error}") from error
 
 
+def refuse_test_data(record: dict):
+    """Raises a ValueError if the model was trained on a split that mteb measures models on."""
+    split, task = record["settings"]["train_split"], record["settings"]["task"]
+    measured = mteb.get_task(record["source"]).metadata.eval_splits if task else ["test"]
+    if split in measured or "test" in split:
+        raise ValueError(
+            f"The model was trained on the split {split!r} of {record['source']}, and mteb measures models on "
+            f"{', '.join(measured)}: it has no place on the leaderboard."
+        )
+
+
 def known_training_datasets(record: dict, named: list[str] | None = None) -> set[str] | None:
     """Under mteb's names, what the model and, as far as mteb knows, its backbones were trained on; None if unknown."""
     settings = record["settings"]
+    for name in named or []:
+        mteb.get_task(name)  # KeyError, with similar names, if mteb has no such task
     datasets = set(named or [])
     if settings["task"]:
         datasets.add(record["source"])
-    elif settings["dataset"] and not settings["dataset"].startswith(LOCAL):
-        path = settings["dataset"]
+    elif settings["dataset"]:
         tasks = [task.metadata for task in mteb.get_tasks(exclude_superseded=False)]
-        datasets |= {task.name for task in tasks if task.dataset["path"] == path} or {path}
-    elif not named:
-        return None  # files of the user's own, which may come from anywhere
-    for name in hub_ids(record).values():
+        datasets |= {task.name for task in tasks if task.dataset["path"] == settings["dataset"]}
+    bases = hub_ids(record)
+    # Files of the user's own, a dataset that mteb does not name (perhaps a copy of one that it does), or a checkpoint of
+    # unknown origin: who publishes has to say.
+    if not datasets or (named is None and len(bases) < len(record["backbones"])):
+        return None
+    for name in bases.values():
         try:
             datasets |= mteb.get_model_meta(name, fetch_from_hf=False).get_training_datasets() or set()
         except KeyError:
@@ -154,16 +180,6 @@ def training_data_address(record: dict) -> str | bool:
     settings = record["settings"]
     path = mteb.get_task(record["source"]).metadata.dataset["path"] if settings["task"] else settings["dataset"]
     return f"https://huggingface.co/datasets/{path}" if path and not path.startswith(LOCAL) else False
-
-
-def languages(record: dict) -> list[str] | None:
-    """As mteb writes languages; None where the texts are not an mteb task's."""
-    if not record["settings"]["task"]:
-        return None
-    metadata = mteb.get_task(record["source"]).metadata
-    if not metadata.is_multilingual:
-        return list(metadata.eval_langs)
-    return list(metadata.eval_langs[record["settings"]["task_subset"] or "en"])
 
 
 def _python(meta: ModelMeta, variable: str) -> str:

@@ -28,9 +28,9 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, set_seed
 
+import licensing
 from backbones import backbone_revision, explained_load_errors, resolve_backbone
 from data import load_labelled_texts
-from licensing import UnknownLicenseError, backbone_license
 from llm_cache import LLMStateCache
 from modeling_hybrid import HybridModel, has_fast_bfloat16
 from projector_fit import fit_projector, fit_standardizer
@@ -148,8 +148,12 @@ class HybridTrainingArguments(SentenceTransformerTrainingArguments):
         default=None,
         metadata={"help": "Publish the finished model as owner/name; --hub_private_repo creates it private."},
     )
+    hub_token: str | None = field(
+        default=None,
+        metadata={"help": "Token for the upload; backbones are read with that of HF_TOKEN or the log-in."},
+    )
     hub_license: str | None = field(
-        default=None, metadata={"help": "Its licence, where that of a backbone cannot be found out."}
+        default=None, metadata={"help": "The licence of the backbone whose licence cannot be found out."}
     )
 
     def __post_init__(self):
@@ -204,10 +208,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
 
         # Better refused now than after hours.
         api = HfApi(token=args.hub_token)
-        with push_to_hub.explained_upload_errors(args.repo_id):
-            api.whoami()
-        if not args.hub_license:
-            push_to_hub.known_license({"backbones": describe_backbones(model_args)}, api)
+        record = {"backbones": describe_backbones(model_args)}
+        licensing.joint_license(licensing.backbone_licenses(record, api, args.hub_license))
+        push_to_hub.open_repository(args.repo_id, api, bool(args.hub_private_repo))
 
     if (output_dir / "results.json").exists():
         logger.info("%s is finished; delete it to train again.", output_dir)
@@ -352,10 +355,11 @@ def describe_backbones(model_args) -> dict[str, dict]:
     for role in ("llm", "encoder"):
         name, revision = getattr(model_args, role), getattr(model_args, f"{role}_revision")
         if name != "none":
-            described[role] = {"name": name, "revision": backbone_revision(name, revision)}
+            with explained_load_errors(name):
+                described[role] = {"name": name, "revision": backbone_revision(name, revision)}
             if Path(resolve_backbone(name)).is_dir():
-                with suppress(UnknownLicenseError):
-                    described[role]["license"] = asdict(backbone_license(name, HfApi()))
+                with suppress(licensing.UnknownLicenseError):
+                    described[role]["license"] = asdict(licensing.backbone_license(name, HfApi()))
     return described
 
 

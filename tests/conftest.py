@@ -9,9 +9,10 @@ import tempfile
 # Nothing here needs the Hub; without this every look-up would wait for it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# datasets keeps what it once read; the tests start from nothing.
-_datasets_cache = tempfile.TemporaryDirectory(prefix="datasets-")
-os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
+# datasets and the Hub's client keep what they once read; the tests start from nothing.
+_caches = tempfile.TemporaryDirectory(prefix="hf-caches-")
+os.environ["HF_DATASETS_CACHE"] = os.path.join(_caches.name, "datasets")
+os.environ["HF_HUB_CACHE"] = os.path.join(_caches.name, "hub")
 
 import subprocess
 import sys
@@ -201,8 +202,8 @@ def licensed_options(tiny_llm, tiny_encoder, dataset_root, tmp_path_factory):
     return [
         *("--llm", licensed(tiny_llm, directory / "llm", "gemma"), "--llm_layers", "2"),
         *("--encoder", licensed(tiny_encoder, directory / "encoder", "mit"), "--max_seq_length", "64"),
-        *("--task", "AmazonCounterfactual", "--dataset_root", dataset_root, "--train_split", "validation"),
-        *("--validation_share", "0", "--num_train_epochs", "1", "--llm_cache_dir", str(directory / "states")),
+        *("--task", "AmazonCounterfactual", "--dataset_root", dataset_root, "--max_steps", "3"),
+        *("--validation_share", "0", "--llm_cache_dir", str(directory / "states")),
     ]
 
 

@@ -4,8 +4,8 @@
         HfApi(endpoint=hub.url, token=TOKEN).upload_folder(...)
 
 A fault is put in with `hub.fail(method, path, action, times)`: the next `times` requests of that method whose path the
-regular expression `path` finds are answered with a status (an int), are cut off in the middle of the body ("cut"), or
-come late ("slow").
+regular expression `path` finds are answered with a status (an int), are cut off in the middle of the body ("cut") or
+after they were carried out ("lost"), or are answered late ("slow").
 """
 
 import base64
@@ -37,7 +37,8 @@ class Repository:
         return self.commits[-1][2] if self.commits else {}
 
     def commit(self, message: str, files: dict[str, bytes]) -> str:
-        oid = hashlib.sha1(f"{len(self.commits)} {message} {sorted(files)}".encode()).hexdigest()
+        state = [len(self.commits), message, *((path, _git_oid(content)) for path, content in sorted(files.items()))]
+        oid = hashlib.sha1(repr(state).encode()).hexdigest()
         self.commits.append((oid, message, files))
         return oid
 
@@ -110,14 +111,14 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.fault(method, self.route)
         if fault == "cut":
             self.rfile.read(min(1000, int(self.headers.get("Content-Length", 0))))
-            self.close_connection = True
-            self.connection.close()
+            self.hang_up()
             return
         if fault == "slow":
             time.sleep(SLOW_SECONDS)
         self.body = self.read_body()
+        self.loses_answer = fault == "lost"
         if isinstance(fault, int):
-            code = {403: "GatedRepo", 404: "RepoNotFound"}.get(fault)
+            code = {404: "RepoNotFound"}.get(fault)
             self.answer({"error": f"injected {fault}"}, fault, {"X-Error-Code": code} if code else {})
             return
         for pattern, function in _ROUTES:
@@ -125,6 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
                 function(self, **{name: value for name, value in match.groupdict().items() if value is not None})
                 return
         self.answer({"error": f"no route {method} {self.route}"}, 404)
+
+    def hang_up(self):
+        self.close_connection = True
+        self.connection.close()
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
@@ -137,6 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def answer(self, value, status: int = 200, headers: dict = {}):
+        if self.loses_answer:
+            self.hang_up()
+            return
         content = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
         for name, text in {"Content-Length": str(len(content)), **headers}.items():
@@ -188,7 +196,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"url": f"{self.hub.url}/{repo}", "id": repo}, 409 if known else 200)
 
     def validate_yaml(self):
-        self.answer({"errors": [], "warnings": []})
+        """As far as the Hub's own validation is known: a licence, and results with all that a table of them needs."""
+        metadata = yaml.safe_load(json.loads(self.body)["content"].split("---\n")[1]) or {}
+        errors = [] if isinstance(metadata.get("license"), str) else ['"license" must be a string']
+        for model in metadata.get("model-index", []):
+            for result in model["results"]:
+                known = result["task"].get("type"), result["dataset"].get("type"), result["dataset"].get("name")
+                if not all(known) or not all({"type", "value"} <= set(metric) for metric in result["metrics"]):
+                    errors.append('"model-index" lacks something')
+        answer = {"errors": [{"message": error} for error in errors], "warnings": []}
+        self.answer(answer, 400 if errors else 200)
 
     def preupload(self, repo, revision):
         if not self.write_access(repo) or not (repository := self.repository(repo)):

