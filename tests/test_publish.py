@@ -281,6 +281,14 @@ def test_a_commit_whose_answer_is_lost(final, hub, api, monkeypatch):
     assert len(hub.repositories[REPO].commits) == commits and "model.safetensors" in hub.repositories[REPO].files
 
 
+def test_a_failure_of_the_xet_storage(final, hub, api, monkeypatch):
+    """The Hub's newer storage, which this loopback Hub does not have, fails in errors of its own kinds."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    with pytest.raises(OSError, match="The repository is as it was. The same command tries again."):
+        push(prepare(final, REPO, api), REPO, api)
+    assert "model.safetensors" not in hub.repositories[REPO].files
+
+
 def test_short_faults_are_sat_out(final, hub, api):
     """A server error at the storage, and slow answers, are no failure."""
     hub.fail("PUT", "/lfs/", 500, times=1)
