@@ -104,7 +104,9 @@ def main():
     args = parser.parse_args()
     try:
         sys.exit(args.function(args))
-    except (ValueError, OSError, KeyError, ImportError, httpx2.HTTPError) as error:
+    except httpx2.TransportError as error:
+        sys.exit(f"evaluate_mteb.py: the Hub could not be reached ({error}).")
+    except (ValueError, OSError, KeyError, ImportError) as error:
         sys.exit(f"evaluate_mteb.py: {error}")
 
 

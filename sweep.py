@@ -166,7 +166,7 @@ class Sweep:
             states = self.build(Point("llm", 0, tuple(layers)), self.mteb_texts)
         results = []
         for number, point in enumerate(points, 1):
-            if point in missing:
+            if not self._path(point).exists():  # now: another process may have measured it meanwhile
                 logger.info("[%d/%d] %s", number, len(points), point.name)
                 write_json(self._path(point), self._measure(point, states))
             results.append(json.loads(self._path(point).read_text()))
