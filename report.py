@@ -48,6 +48,20 @@ def write_report(results: str, output: str, mteb_results: str | None = None) -> 
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     written, text = [], ["# Sweeps over the layers", ""]
+    for task, split in sorted({(task, split) for task, _, split in sweeps}):
+        columns = {
+            f"recipe `{recipe}`": sweeps[task, recipe, split]
+            for recipe in ("tuned", "paper")
+            if (task, recipe, split) in sweeps
+        }
+        if split == "validation":  # which is what the report trained on
+            columns["the report of 2024"] = read_report_2024(Path(results).parent / "report-2024.csv", task)
+        text += [f"## {task}, trained on its {split} split", "", *summary_table(columns), ""]
+    text += [
+        "The best layer is the best on the test split, so the row says what a layer can give, not what choosing one on "
+        "validation data would. The report's backbones are gemma-2b and roberta-base, ours are named below.",
+        "",
+    ]
     for (task, recipe, split), points in sorted(sweeps.items()):
         title = f"{task.removesuffix('Classification')}, trained on its {split} split, recipe `{recipe}`"
         text += [f"## {title}", "", describe(points), ""]
@@ -57,7 +71,6 @@ def write_report(results: str, output: str, mteb_results: str | None = None) -> 
             text += [f"![{label} against the layer]({name}.png)", ""]
         text += [*layer_table(points), "", *merging_table(points), ""]
     for task in sorted({task for task, _, _ in sweeps}):
-        text += report_2024_table(Path(results).parent / "report-2024.csv", task)
         csv_file = Path(results).parent / "published" / f"{task}.csv"
         published = mteb_scores(mteb_results, task) if mteb_results else read_csv(csv_file)
         if published:
@@ -164,21 +177,40 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def report_2024_table(path: Path, task: str) -> list[str]:
-    """What the report of 2024 found on `task`, with gemma-2b and roberta-base, by the same probe."""
-    rows = [entry for entry in read_csv(path) if entry["task"] == task]
-    if not rows:
-        return []
-    return [
-        f"## {task} in the report of 2024",
-        "",
-        "gemma-2b and roberta-base, trained on the validation split; the report's own numbers.",
-        "",
-        "| | accuracy | F1 |",
-        "|---|---|---|",
-        *(f"| {entry['model']} | {float(entry['accuracy']):.4f} | {float(entry['f1']):.4f} |" for entry in rows),
-        "",
-    ]
+def read_report_2024(path: Path, task: str) -> dict:
+    """What the report of 2024 found on `task`, as [`read_points`] has it; none where the file is missing."""
+    points = {}
+    for entry in read_csv(path):
+        if entry["task"] == task:
+            layers = tuple(int(layer) for layer in entry["layers"].split())
+            scores = {metric: float(entry[metric]) for metric in METRICS}
+            points[entry["kind"], layers, entry["layer_pooling"]] = [scores]
+    return points
+
+
+def summary_table(columns: dict[str, dict]) -> list[str]:
+    """The best layers, the encoder alone and merged layers beside each other; `columns` are points by heading."""
+    rows = {
+        "LLM only, best layer": lambda key: key[0] == "llm" and len(key[1]) == 1,
+        "encoder only, fine-tuned": lambda key: key[0] == "encoder",
+        "hybrid, best layer": lambda key: key[0] == "hybrid" and len(key[1]) == 1,
+        "hybrid, mean of several layers": lambda key: key[0] == "hybrid" and len(key[1]) > 1 and key[2] == "mean",
+        "hybrid, max of several layers": lambda key: key[0] == "hybrid" and len(key[1]) > 1 and key[2] == "max",
+    }
+    table = [f"| accuracy / F1 (layers) | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, belongs in rows.items():
+        cells = []
+        for points in columns.values():
+            means = {
+                key: [statistics.mean(point[metric] for point in group) for metric in METRICS]
+                for key, group in points.items()
+                if belongs(key)
+            }
+            best = max(means, key=means.get, default=None)
+            layers = f" ({', '.join(map(str, best[1]))})" if best and best[1] else ""
+            cells.append(f"{means[best][0]:.4f} / {means[best][1]:.4f}{layers}" if best else "")
+        table.append(f"| {name} | {' | '.join(cells)} |")
+    return table
 
 
 def mteb_scores(mteb_results: str, task: str) -> list[dict]:
@@ -214,7 +246,8 @@ def draw_rank(task: str, published: list[dict], sweeps, path: Path) -> list[Path
     drawn = axes.barh([bar[0] for bar in bars], [bar[1] for bar in bars], color=[bar[2] for bar in bars])
     axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
     left = max(0.0, min(bar[1] for bar in bars) - 0.1)
-    axes.set(xlabel="accuracy (ours: the best layer on the test split)", xlim=(left, 1.03))
+    axes.set(xlabel="accuracy (ours: the best layer on the test split)", xlim=(left, 1.08))
+    axes.margins(y=0.01)
     axes.set_title(task, fontsize=11)
     return save(figure, path)
 

@@ -35,8 +35,8 @@ def results(tmp_path):
     published = tmp_path / "results/published"
     published.mkdir()
     (published / "AmazonCounterfactualClassification.csv").write_text("model,accuracy,source\nOther,0.95,here\n")
-    rows = "AmazonCounterfactualClassification,theirs,0.5,0.4\nEmotionClassification,not this task,0.1,0.1\n"
-    (tmp_path / "results/report-2024.csv").write_text("task,model,accuracy,f1\n" + rows)
+    rows = "AmazonCounterfactualClassification,hybrid,4,mean,0.5,0.4\nEmotionClassification,hybrid,5,mean,0.1,0.1\n"
+    (tmp_path / "results/report-2024.csv").write_text("task,kind,layers,layer_pooling,accuracy,f1\n" + rows)
     return tmp_path / "results/sweep"
 
 
@@ -80,7 +80,11 @@ def test_tables(results, tmp_path):
     assert "| hybrid, layer 3 | 0.5000 ± 0.1414 (0.9000) | 0.4500 ± 0.1414 (0.9000) |" in text
     assert "| hybrid, max of 1, 3 | 0.4500 ± 0.0141 (0.7000) | 0.4000 ± 0.0141 (0.7000) |" in text
     assert "L and E; seeds 1, 2." in text
-    assert "| theirs | 0.5000 | 0.4000 |" in text and "not this task" not in text
+    assert "| accuracy / F1 (layers) | recipe `tuned` | the report of 2024 |" in text
+    assert "| LLM only, best layer | 0.3000 / 0.2500 (3) |  |" in text
+    assert "| encoder only, fine-tuned | 0.5500 / 0.5000 |  |" in text
+    assert "| hybrid, best layer | 0.5000 / 0.4500 (3) | 0.5000 / 0.4000 (4) |" in text
+    assert "| hybrid, max of several layers | 0.4500 / 0.4000 (1, 3) |  |" in text
 
 
 def test_rank_among_mtebs_published_results(results, tmp_path, monkeypatch):
