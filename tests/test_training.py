@@ -86,6 +86,7 @@ def test_results_and_repository(trained):
         "sentence_bert_config.json",
         "config_sentence_transformers.json",
         "1_Pooling/config.json",
+        "training.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }
