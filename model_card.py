@@ -82,7 +82,7 @@ def model_card(
         + ["text-classification", "custom_code", "hybrid-embedder"] * ("llm" in record["backbones"]),
         base_model=list(bases.values()) or None,
         base_model_relation="finetune" if bases else None,
-        datasets=_hub_datasets(record),
+        datasets=[dataset] if (dataset := hub_dataset(record)) else None,
         model_name=repo_id.split("/")[-1],
         eval_results=_eval_results(results) or None,
     )
@@ -140,12 +140,13 @@ def max_tokens(directory: Path) -> int:
     return settings.get("max_seq_length") or tokenizer["model_max_length"]
 
 
-def _hub_datasets(record: dict) -> list[str] | None:
+def hub_dataset(record: dict) -> str | None:
+    """The Hub id of the dataset trained on; None where the texts are the user's own files."""
     settings = record["settings"]
     if settings["task"]:
-        return [mteb.get_task(record["source"]).metadata.dataset["path"]]
+        return mteb.get_task(record["source"]).metadata.dataset["path"]
     name = settings["dataset"]
-    return [name] if name and not name.startswith(LOCAL) else None
+    return name if name and not name.startswith(LOCAL) else None
 
 
 def _eval_results(results: list[dict]) -> list[EvalResult]:

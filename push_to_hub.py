@@ -27,8 +27,6 @@ from model_card import model_card, modifications, mteb_results
 from report import METRICS, draw_layers, read_points
 from repository import read_record, without_directory
 
-logger = logging.getLogger(__name__)
-
 # Files of an earlier upload that go when this one does not have them: stale parts of weights, modules, figures.
 REPLACED = [
     "model*.safetensors",
@@ -131,8 +129,11 @@ def check_name(repo_id: str):
         raise ValueError(f"{repo_id} is not owner/name.")
 
 
-def open_repository(repo_id: str, api: HfApi, private: bool = False):
+def open_repository(repo_id: str, api: HfApi, private: bool = False) -> str:
     """Creates the repository where it does not exist, which also shows whether the token may write there.
+
+    Returns:
+        The repository's newest commit.
 
     Raises:
         OSError: the Hub refused it or could not be reached; the message says what to do.
@@ -141,11 +142,12 @@ def open_repository(repo_id: str, api: HfApi, private: bool = False):
     check_name(repo_id)
     with explained_upload_errors(repo_id, api):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
-        is_private = api.model_info(repo_id).private
-    if private and not is_private:
+        info = api.model_info(repo_id)
+    if private and not info.private:
         raise ValueError(
             f"{repo_id} exists and is public: nothing was sent. Make it private on the Hub, or leave --private."
         )
+    return info.sha
 
 
 def push(
@@ -156,9 +158,7 @@ def push(
     Raises:
         OSError, ValueError: see [`open_repository`].
     """
-    open_repository(repo_id, api, private)
-    with explained_upload_errors(repo_id, api):
-        before = api.model_info(repo_id).sha
+    before = open_repository(repo_id, api, private)
     with explained_upload_errors(repo_id, api, before):
         commit = api.upload_folder(
             repo_id=repo_id,

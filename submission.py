@@ -19,8 +19,8 @@ from mteb.types import Licenses
 from pydantic import ValidationError
 
 from llm_cache import write_whole
-from model_card import count_parameters, hub_ids, languages, max_tokens
-from repository import LOCAL, read_config, read_record
+from model_card import count_parameters, hub_dataset, hub_ids, languages, max_tokens
+from repository import read_config, read_record
 
 FILE = '''"""For mteb/models/model_implementations/, written by hybrid-embedder."""
 
@@ -177,9 +177,8 @@ def known_training_datasets(record: dict, named: list[str] | None = None) -> set
 
 def training_data_address(record: dict) -> str | bool:
     """The address of the training texts on the Hub; False where they are the user's own files."""
-    settings = record["settings"]
-    path = mteb.get_task(record["source"]).metadata.dataset["path"] if settings["task"] else settings["dataset"]
-    return f"https://huggingface.co/datasets/{path}" if path and not path.startswith(LOCAL) else False
+    path = hub_dataset(record)
+    return f"https://huggingface.co/datasets/{path}" if path else False
 
 
 def _python(meta: ModelMeta, variable: str) -> str:

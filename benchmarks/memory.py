@@ -15,7 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer
 
 from backbones import OFFLINE_ENCODER, OFFLINE_LLM, resolve_backbone
@@ -99,7 +98,7 @@ def main():
         )
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     settings = {"llm": args.llm, "encoder": args.encoder, "repeats": args.repeats, "machine": machine()}
-    write_json(Path(args.output), {**settings, "models": rows, "torch_threads": torch.get_num_threads()})
+    write_json(Path(args.output), {**settings, "models": rows})
 
 
 def measure(kind: str, directory: str) -> dict:
