@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-TOKENS_PER_BATCH = 4096
+from encoding import suitable_tokens_per_batch, token_batches
+
 TOKENS_PER_SHARD = 16384
 
 
@@ -76,10 +77,9 @@ class LLMStateCache:
             return
         rows = [model.config.llm_layers.index(layer) for layer in self.llm_layers]
         lengths = [len(ids) for ids in tokenizer(missing, truncation=True, max_length=max_length)["input_ids"]]
-        order = sorted(range(len(missing)), key=lambda i: lengths[i])
         shard, shard_tokens = [], 0
         with tqdm(total=sum(lengths), desc="LLM states", unit=" tokens", unit_scale=True) as progress:
-            for batch in _batches(order, lengths):
+            for batch in token_batches(lengths, suitable_tokens_per_batch(model.device)):
                 batch_texts = [missing[i] for i in batch]
                 encoded = tokenizer(
                     batch_texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt"
@@ -158,15 +158,3 @@ def write_whole(path: Path, write):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _batches(order, lengths):
-    """Cuts `order`, sorted by length, into batches of at most TOKENS_PER_BATCH tokens, padding included."""
-    batch = []
-    for i in order:
-        if batch and (len(batch) + 1) * lengths[i] > TOKENS_PER_BATCH:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

@@ -24,6 +24,7 @@ from transformers import AutoConfig
 
 from backbones import resolve_backbone
 from data import load_labelled_texts
+from encoding import encode
 from modeling_hybrid import HybridModel
 from repository import write_json
 from tasks import get_task, task_splits, with_list_columns
@@ -238,7 +239,7 @@ class Sweep:
         embedder = SentenceTransformer(modules=[first, pooling], device=training.device)
 
         # The head and mteb read the same embeddings, so that no text is encoded twice.
-        embeddings = dict(zip(self.mteb_texts, embedder.encode(self.mteb_texts, show_progress_bar=False)))
+        embeddings = dict(zip(self.mteb_texts, encode(embedder, self.mteb_texts)))
         if head is not None:
             result["head"] = self._head_scores(head, embeddings)
         scores = self._mteb_scores(lambda texts: np.stack([embeddings[text] for text in texts]))

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import mteb
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -49,7 +50,8 @@ def main():
         first = make("texts")
         texts = list(dict.fromkeys([*first.mteb_texts, *task_splits(first.task)["validation"]["text"]]))
         points = [Point("llm", 33, (layer,)) for layer in range(1, first.depth + 1)]
-        transformer = Transformer(resolve_backbone(args.llm))
+        # The precision of the sweep; the one on disk, bfloat16, takes minutes on a CPU without the units.
+        transformer = Transformer(resolve_backbone(args.llm), model_kwargs={"dtype": torch.float32})
         whole = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())])
         encodes, sweeps = [], []
         for repeat in range(args.repeats):

@@ -85,7 +85,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import llm_cache
 from modeling_hybrid import HybridModel
 from transformers import AutoTokenizer
-llm_cache.TOKENS_PER_SHARD, llm_cache.TOKENS_PER_BATCH = 20, 20
+llm_cache.TOKENS_PER_SHARD, llm_cache.suitable_tokens_per_batch = 20, lambda device: 20
 model = HybridModel.from_backbones({tiny_llm!r}, None, llm_layers={LAYERS})
 write, left = llm_cache.save_file, [3]
 def dies(tensors, path):
