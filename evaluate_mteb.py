@@ -27,7 +27,8 @@ from huggingface_hub import HfApi
 from mteb.models import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 
-from backbones import backbone_revision, explained_load_errors, resolve_backbone
+from backbones import backbone_revision, explained_load_errors, file_sha256, resolve_backbone
+from onnx_embedder import load_onnx
 from repository import write_json
 from tasks import get_task
 
@@ -48,6 +49,7 @@ def main():
     )
     run_parser.add_argument("--subset", help="language of multilingual tasks, as mteb names it; English first")
     run_parser.add_argument("--revision", help="commit, branch or tag of a model on the Hub")
+    run_parser.add_argument("--onnx", metavar="FILE", help="a file of export_onnx.py, e.g. model_qint8.onnx")
     run_parser.add_argument("--results", default="results/mteb", help="where mteb keeps the scores")
     run_parser.add_argument(
         "--dataset-root", help="a local folder laid out as the Hub below datasets/, to read instead"
@@ -121,7 +123,7 @@ def run(args) -> int:
         names = args.tasks
     tasks = [get_task(name, args.subset, args.dataset_root, args.split) for name in names]
 
-    model = load_model(args.model, args.revision)
+    model = load_model(args.model, args.revision, args.onnx)
     rows, failed = [], []
     for task in tasks:
         try:
@@ -200,16 +202,22 @@ def submission(args) -> int:
     return 0
 
 
-def load_model(name: str, revision: str | None = None) -> SentenceTransformerEncoderWrapper:
-    """The model as mteb runs it. A local directory is named for its path and the hash of its files, so that two models
-    never share results."""
+def load_model(name: str, revision: str | None = None, onnx: str | None = None) -> SentenceTransformerEncoderWrapper:
+    """The model, or its ONNX file `onnx`, as mteb runs it. A local directory is named for its path and the hash of its
+    files, so that two models never share results."""
     path = resolve_backbone(name)
-    with explained_load_errors(name):
-        model = SentenceTransformer(path, revision=revision, trust_remote_code=True)
+    if onnx:
+        model = load_onnx(path, onnx)
+    else:
+        with explained_load_errors(name):
+            model = SentenceTransformer(path, revision=revision, trust_remote_code=True)
     wrapper = SentenceTransformerEncoderWrapper(model)
     if Path(path).is_dir():
         local = name if name != path else "-".join(Path(path).resolve().parts[-2:])
         identity = {"name": f"local/{local}", "revision": backbone_revision(path)}
+        if onnx:
+            file = Path(path, "onnx", onnx)
+            identity = {"name": f"local/{local}-{file.stem}", "revision": file_sha256(file)[:16]}
         wrapper.mteb_model_meta = wrapper.mteb_model_meta.model_copy(update=identity)
     return wrapper
 

@@ -33,6 +33,7 @@ REPLACED = [
     "model.safetensors.index.json",
     "1_Pooling/*",
     "2_Normalize/*",
+    "onnx/*",
     "licenses/*",
     "figures/*",
     "NOTICE",
