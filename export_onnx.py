@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from modeling_hybrid import HybridModel, WideningEmbedding
+from modeling_hybrid import HybridModel
 from repository import read_config, written_whole
 
 logger = logging.getLogger(__name__)
@@ -89,12 +89,12 @@ def export(directory: Path, int8: bool = True) -> Path:
     if config.model_type != HybridModel.config_class.model_type:
         raise ValueError(f"{directory} holds no hybrid but a {config.model_type}: optimum exports those.")
     model = HybridModel.from_pretrained(directory).eval()
-    if model.llm.dtype == torch.bfloat16 and not isinstance(model.get_input_embeddings(), WideningEmbedding):
+    if model.llm.dtype == torch.bfloat16:
         model.widen_llm()  # where this machine runs bfloat16 itself, another may not
     tokenizer = AutoTokenizer.from_pretrained(directory, config=config)
     modules = json.loads((directory / "modules.json").read_text())
     embedder = _Embedder(model, any(module["type"].endswith(".Normalize") for module in modules)).eval()
-    size = sum(parameter.nbytes for parameter in model.parameters())
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
 
     traced = tokenizer(PROBES[:2], padding=True, truncation=True, return_tensors="pt")
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=config.max_position_embeddings)}

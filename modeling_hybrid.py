@@ -80,18 +80,20 @@ class HiddenStateStandardizer(nn.Module):
         return torch.clamp(standardized, -self.clip, self.clip)
 
 
-class WideningEmbedding(nn.Embedding):
+class WideningEmbedding(nn.Module):
     """A token embedding whose table stays in bfloat16 while the network that reads it runs in float32.
 
-    The table is most of a small LLM's weights, and is only looked up. Gemma 3's embedding scales what it returns.
+    The table is most of a small LLM's weights, and is only looked up: a buffer, not a parameter, so that the precision of
+    the LLM's parameters is the one in which it computes. Gemma 3's embedding scales what it returns.
     """
 
     def __init__(self, embedding: nn.Embedding):
-        super().__init__(*embedding.weight.shape, embedding.padding_idx, _weight=embedding.weight, _freeze=True)
+        super().__init__()
+        self.register_buffer("weight", embedding.weight.detach())
         self.scale = getattr(embedding, "scalar_embed_scale", 1.0)
 
     def forward(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        return super().forward(input_ids).float() * self.scale
+        return nn.functional.embedding(input_ids, self.weight).float() * self.scale
 
 
 def has_fast_bfloat16() -> bool:

@@ -1,0 +1,256 @@
+"""Texts and tokens per second of the hybrid at several depths, of its competitors, and of their matrix products alone.
+
+    python -m benchmarks.encode --dataset-root DIR
+
+The texts are those of AmazonCounterfactual's test split with their words moved around, so that none comes twice and their
+lengths stay real; every repeat takes its own share of them. Within a repeat all models encode the same texts, one model
+after the other, at batch sizes 1 (every fourth text) and 32, and in the batches that suit them best: for the hybrids those
+of `encoding.py`, for the others the best size in a pilot. The floor of a run is the time for the products of its linear
+layers alone, at the same shapes.
+
+The report's loop is its LLM's part alone, without projector and encoder: the causal LM at full depth with its vocabulary
+head, all hidden states, batches of 32 in the given order, padded to the longest of the batch.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig
+
+from backbones import OFFLINE_ENCODER, OFFLINE_LLM, resolve_backbone
+from benchmarks.machine import machine
+from encoding import encode
+from export_onnx import export
+from modeling_hybrid import HybridModel
+from onnx_embedder import load_onnx
+from repository import save_repository, write_json
+from tasks import get_task, task_splits
+
+FLOAT32 = {"dtype": torch.float32}
+MAX_TOKENS = 256
+ONNX_LAYER = 7
+PILOT_SIZES = (8, 16, 32, 64)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--llm", default=OFFLINE_LLM)
+    parser.add_argument("--encoder", default=OFFLINE_ENCODER)
+    parser.add_argument("--dataset-root", help="a local folder laid out as the Hub below datasets/")
+    parser.add_argument("--layers", nargs="+", type=int, default=[4, 7, 10, 18])
+    parser.add_argument("--texts", type=int, default=2010, help="of all repeats together")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", default="results/benchmarks/encode.json")
+    args = parser.parse_args()
+
+    texts = varied_texts(args.dataset_root, args.texts)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(args.llm))
+    with tempfile.TemporaryDirectory() as work:
+        runs = competitors(args, tokenizer, texts[:: args.repeats], Path(work))
+        seconds = {name: {way: [] for way in ways} for name, ways in runs.items()}
+        floors, counts = {name: [] for name in runs}, []
+        for repeat in range(args.repeats):
+            share = texts[repeat :: args.repeats]
+            counts.append((len(share), len(share[::4]), tokens_of(tokenizer, share), tokens_of(tokenizer, share[::4])))
+            for name, ways in runs.items():
+                for way, (function, model) in ways.items():
+                    part = share[::4] if way == "1" else share
+                    with LinearShapes(model if way == "best" else None) as shapes:
+                        start = time.perf_counter()
+                        function(part)
+                        seconds[name][way].append(time.perf_counter() - start)
+                    if shapes.counts:
+                        floors[name].append(shapes.seconds())
+            print(f"repeat {repeat + 1} of {args.repeats} done", flush=True)
+
+    rows = {}
+    for name, ways in seconds.items():
+        rows[name] = {}
+        for way, measured in ways.items():
+            texts_at, tokens_at = (1, 3) if way == "1" else (0, 2)
+            rows[name][way] = {
+                "texts_per_second": statistics.median(c[texts_at] / s for c, s in zip(counts, measured)),
+                "tokens_per_second": statistics.median(c[tokens_at] / s for c, s in zip(counts, measured)),
+                "seconds": measured,
+            }
+        if floors[name]:
+            ratio = statistics.median(s / f for s, f in zip(ways["best"], floors[name]))
+            rows[name]["best"] |= {"floor_seconds": floors[name], "time_to_floor": ratio}
+    ratios = {}
+    for name in rows:
+        if name.startswith("hybrid"):
+            for other in ("the report's loop", "LLM, stock", f"hybrid, layer {ONNX_LAYER}"):
+                pairs = zip(seconds[other]["best"], seconds[name]["best"])
+                ratios[f"{name} / {other}"] = statistics.median(theirs / ours for theirs, ours in pairs)
+    print_table(rows, ratios)
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "llm": args.llm,
+        "encoder": args.encoder,
+        "texts": len(texts),
+        "repeats": args.repeats,
+        "padding_of_the_reports_batches": padding_in_order(tokenizer, texts[:: args.repeats]),
+        "machine": machine(),
+    }
+    write_json(Path(args.output), {**settings, "models": rows, "speed_ratios": ratios})
+
+
+def competitors(args, tokenizer, pilot_texts, work: Path) -> dict:
+    """For each model the ways to run it: `{"1": (function of texts, model), "32": ..., "best": ...}`."""
+    runs = {}
+    for layer in args.layers:
+        directory = work / f"layer-{layer}"
+        hybrid = HybridModel.from_backbones(args.llm, args.encoder, [layer])
+        save_repository(directory, hybrid, tokenizer, max_seq_length=MAX_TOKENS)
+        model = SentenceTransformer(str(directory), trust_remote_code=True, device="cpu")
+        runs[f"hybrid, layer {layer}"] = ways(model, partial(encode, model))
+    export(work / f"layer-{ONNX_LAYER}")
+    for name, file in (("ONNX float32", "model.onnx"), ("ONNX int8", "model_qint8.onnx")):
+        model = load_onnx(work / f"layer-{ONNX_LAYER}", file)
+        # Its products are not torch's, so there is no floor beside it.
+        runs[f"hybrid, layer {ONNX_LAYER}, {name}"] = ways(model, partial(encode, model))
+
+    llm = AutoModelForCausalLM.from_pretrained(resolve_backbone(args.llm), **FLOAT32).eval()
+    runs["the report's loop"] = {"best": (partial(report_loop, llm, tokenizer), llm)}
+    stock = {
+        "LLM, stock": pooled(Transformer(resolve_backbone(args.llm), model_kwargs=FLOAT32)),
+        "encoder alone": pooled(Transformer(resolve_backbone(args.encoder), model_kwargs=FLOAT32)),
+        "EmbeddingGemma-300m's architecture": embedding_gemma(tokenizer, work / "embedding-gemma"),
+    }
+    for name, model in stock.items():
+        model.max_seq_length = MAX_TOKENS
+        times = {}
+        for size in PILOT_SIZES:
+            start = time.perf_counter()
+            model.encode(pilot_texts, batch_size=size)
+            times[size] = time.perf_counter() - start
+        runs[name] = ways(model, partial(model.encode, batch_size=min(times, key=times.get)))
+        print(f"{name}: batch size {min(times, key=times.get)}", flush=True)
+    return runs
+
+
+def ways(model, best) -> dict:
+    return {
+        "1": (partial(model.encode, batch_size=1), model),
+        "32": (partial(model.encode, batch_size=32), model),
+        "best": (best, model),
+    }
+
+
+def pooled(transformer) -> SentenceTransformer:
+    return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu")
+
+
+def embedding_gemma(tokenizer, directory: Path) -> SentenceTransformer:
+    """EmbeddingGemma-300m (Vera et al. 2025, arXiv:2509.20354) with random weights: its time is that of the real one."""
+    config = Gemma3TextConfig(
+        hidden_size=768,
+        num_hidden_layers=24,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=256,
+        intermediate_size=1152,
+        vocab_size=262144,
+        sliding_window=512,
+        use_bidirectional_attention=True,
+    )
+    AutoModel.from_config(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    transformer = Transformer(str(directory), model_kwargs=FLOAT32)
+    identity = torch.nn.Identity()
+    heads = [Dense(768, 3072, bias=False, activation_function=identity)]
+    heads.append(Dense(3072, 768, bias=False, activation_function=identity))
+    return SentenceTransformer(modules=[transformer, Pooling(768), *heads, Normalize()], device="cpu")
+
+
+@torch.no_grad()
+def report_loop(llm, tokenizer, texts):
+    for start in range(0, len(texts), 32):
+        batch = tokenizer(texts[start : start + 32], padding=True, truncation=True, max_length=MAX_TOKENS)
+        llm(**batch.convert_to_tensors("pt"), output_hidden_states=True)
+
+
+def varied_texts(dataset_root, count: int) -> list[str]:
+    """`count` different texts: the test texts, then the same with their words turned by one, by two, ..."""
+    task = get_task("AmazonCounterfactual", dataset_root=dataset_root)
+    task.load_data()
+    originals = list(dict.fromkeys(task_splits(task)["test"]["text"]))
+    texts, turn = {}, 0
+    while len(texts) < count:
+        for text in originals:
+            words = text.split()
+            by = turn % len(words)
+            texts[" ".join(words[by:] + words[:by])] = None
+        turn += 1
+    return list(texts)[:count]
+
+
+def tokens_of(tokenizer, texts) -> int:
+    return sum(len(ids) for ids in tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"])
+
+
+def padding_in_order(tokenizer, texts) -> float:
+    """The share of padding in batches of 32 in the given order."""
+    computed = 0
+    for start in range(0, len(texts), 32):
+        batch = tokenizer(texts[start : start + 32], truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        computed += len(batch) * max(map(len, batch))
+    return 1 - tokens_of(tokenizer, texts) / computed
+
+
+class LinearShapes:
+    """Counts, while it is entered, the shapes (rows, in, out) of the products of `model`'s linear layers."""
+
+    def __init__(self, model):
+        self.counts, self.hooks, self.model = Counter(), [], model
+
+    def __enter__(self):
+        for module in self.model.modules() if self.model is not None else ():
+            if isinstance(module, torch.nn.Linear):
+                self.hooks.append(module.register_forward_hook(self._count))
+        return self
+
+    def _count(self, linear, args, output):
+        rows = args[0].shape[:-1].numel()
+        self.counts[rows, linear.in_features, linear.out_features, linear.bias is not None] += 1
+
+    def __exit__(self, *exception):
+        for hook in self.hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def seconds(self) -> float:
+        """The time for these products alone; each shape is measured twice, after a first time that does not count."""
+        total = 0.0
+        for (rows, inputs, outputs, has_bias), count in self.counts.items():
+            x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
+            bias = torch.randn(outputs) if has_bias else None
+            torch.nn.functional.linear(x, weight, bias)
+            start = time.perf_counter()
+            for _ in range(2):
+                torch.nn.functional.linear(x, weight, bias)
+            total += (time.perf_counter() - start) / 2 * count
+        return total
+
+
+def print_table(rows, ratios):
+    print("| | texts/s, batch 1 | 32 | best | tokens/s, best | time / floor |\n|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        cells = [f"{row[way]['texts_per_second']:.1f}" if way in row else "" for way in ("1", "32", "best")]
+        floor = f"{row['best']['time_to_floor']:.2f}" if "time_to_floor" in row["best"] else ""
+        print(f"| {name} | {' | '.join(cells)} | {row['best']['tokens_per_second']:.0f} | {floor} |")
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.2f} times the texts/s")
+
+
+if __name__ == "__main__":
+    main()
