@@ -117,24 +117,32 @@ def run(args) -> int:
     if args.types and not args.benchmark:
         raise ValueError("--types chooses among the tasks of a --benchmark.")
     if args.benchmark:
-        metadata = [task.metadata for task in mteb.get_benchmark(args.benchmark).tasks]
-        names = [task.name for task in metadata if not args.types or task.type in args.types]
+        benchmark = mteb.get_benchmark(args.benchmark).tasks
+        chosen = [task for task in benchmark if not args.types or task.metadata.type in args.types]
+        subsets = {task.metadata.name: args.subset or _only_subset(task) for task in chosen}
     else:
-        names = args.tasks
-    tasks = [get_task(name, args.subset, args.dataset_root, args.split) for name in names]
+        # A wrong name is better refused now than after hours.
+        names = [get_task(name, args.subset, split=args.split).metadata.name for name in args.tasks]
+        subsets = dict.fromkeys(names, args.subset)
 
     model = load_model(args.model, args.revision, args.onnx)
     rows, failed = [], []
-    for task in tasks:
+    for name, subset in subsets.items():
         try:
+            task = get_task(name, subset, args.dataset_root, args.split)
             rows.append(score(model, task, args.results, args.batch_size, args.overwrite, args.dataset_root))
         except Exception as error:  # one task's failure must not lose the others
-            logger.exception("%s failed", task.metadata.name)
-            failed.append((task.metadata.name, error))
+            logger.exception("%s failed", name)
+            failed.append((name, error))
     print_table(rows)
     for name, error in failed:
         print(f"FAILED {name}: {type(error).__name__}: {error}")
     return 1 if failed else 0
+
+
+def _only_subset(task) -> str | None:
+    """The language in which a benchmark asks for a multilingual task, where it asks for one alone."""
+    return task.hf_subsets[0] if task.metadata.is_multilingual and len(task.hf_subsets) == 1 else None
 
 
 def sweep(args) -> int:

@@ -125,3 +125,14 @@ def test_tasks_by_name():
         get_task("NoSuchTask")
     with pytest.raises(FileNotFoundError, match="has no mteb/banking77"):
         get_task("Banking77", dataset_root="/nowhere")
+
+
+def test_the_tasks_of_a_benchmark(monkeypatch, model_directory, dataset_root, tmp_path, capsys):
+    """Of MTEB(eng, v2)'s eight classification tasks the mirror has one: it is measured, and the others are reported."""
+    benchmark = ("--benchmark", "MTEB(eng, v2)", "--types", "Classification")
+    code = run(monkeypatch, model_directory, *benchmark, "--dataset-root", dataset_root, "--results", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 1
+    assert [line.split()[0] for line in lines if " test " in line] == ["AmazonCounterfactualClassification"]
+    failed = [line for line in lines if line.startswith("FAILED")]
+    assert len(failed) == 7 and any("Banking77" in line for line in failed)
