@@ -4,8 +4,8 @@
 
 The texts are those of AmazonCounterfactual's test split with their words moved around, so that none comes twice and their
 lengths stay real; every repeat takes its own share of them. Within a repeat all models encode the same texts, one model
-after the other, at batch sizes 1 (every fourth text) and 32, and in the batches that suit them best: for the hybrids those
-of `encoding.py`, for the others the best size in a pilot. The floor of a run is the time for the products of its linear
+after the other, at batch sizes 1 and 32 (every fourth text), and in the batches that suit them best (all texts): for the
+hybrids those of `encoding.py`, for the others the best size in a pilot. The floor of a run is the time for the products of its linear
 layers alone, at the same shapes.
 
 The report's loop is its LLM's part alone, without projector and encoder: the causal LM at full depth with its vocabulary
@@ -54,54 +54,59 @@ def main():
 
     texts = varied_texts(args.dataset_root, args.texts)
     tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(args.llm))
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         runs = competitors(args, tokenizer, texts[:: args.repeats], Path(work))
-        seconds = {name: {way: [] for way in ways} for name, ways in runs.items()}
-        floors, counts = {name: [] for name in runs}, []
+        measured = {name: {way: [] for way in ways} for name, ways in runs.items()}
         for repeat in range(args.repeats):
             share = texts[repeat :: args.repeats]
-            counts.append((len(share), len(share[::4]), tokens_of(tokenizer, share), tokens_of(tokenizer, share[::4])))
             for name, ways in runs.items():
                 for way, (function, model) in ways.items():
-                    part = share[::4] if way == "1" else share
-                    with LinearShapes(model if way == "best" else None) as shapes:
+                    part = share if way == "best" else share[::4]
+                    # The floors of the others, which no one is held to, are measured once.
+                    shapes_of = model if way == "best" and (name.startswith("hybrid") or repeat == 0) else None
+                    with LinearShapes(shapes_of) as shapes:
                         start = time.perf_counter()
                         function(part)
-                        seconds[name][way].append(time.perf_counter() - start)
-                    if shapes.counts:
-                        floors[name].append(shapes.seconds())
-            print(f"repeat {repeat + 1} of {args.repeats} done", flush=True)
-
-    rows = {}
-    for name, ways in seconds.items():
-        rows[name] = {}
-        for way, measured in ways.items():
-            texts_at, tokens_at = (1, 3) if way == "1" else (0, 2)
-            rows[name][way] = {
-                "texts_per_second": statistics.median(c[texts_at] / s for c, s in zip(counts, measured)),
-                "tokens_per_second": statistics.median(c[tokens_at] / s for c, s in zip(counts, measured)),
-                "seconds": measured,
+                        seconds = time.perf_counter() - start
+                    run = {"seconds": seconds, "texts": len(part), "tokens": tokens_of(tokenizer, part)}
+                    measured[name][way].append(run | ({"floor_seconds": shapes.seconds()} if shapes.counts else {}))
+            result = {
+                "llm": args.llm,
+                "encoder": args.encoder,
+                "texts": len(texts),
+                "repeats": repeat + 1,
+                "padding_of_the_reports_batches": padding_in_order(tokenizer, texts[:: args.repeats]),
+                **summary(measured),
+                "machine": machine(),
             }
-        if floors[name]:
-            ratio = statistics.median(s / f for s, f in zip(ways["best"], floors[name]))
-            rows[name]["best"] |= {"floor_seconds": floors[name], "time_to_floor": ratio}
+            write_json(Path(args.output), result)  # after every repeat: they take minutes
+            print(f"repeat {repeat + 1} of {args.repeats} done", flush=True)
+    print_table(result)
+
+
+def summary(measured: dict) -> dict:
+    """Medians over the repeats, and how many times as fast as its competitors each hybrid is, repeat by repeat."""
+    models = {}
+    for name, ways in measured.items():
+        models[name] = {}
+        for way, runs in ways.items():
+            models[name][way] = {
+                "texts_per_second": statistics.median(run["texts"] / run["seconds"] for run in runs),
+                "tokens_per_second": statistics.median(run["tokens"] / run["seconds"] for run in runs),
+                "runs": runs,
+            }
+            floors = [run["seconds"] / run["floor_seconds"] for run in runs if "floor_seconds" in run]
+            if floors:
+                models[name][way]["time_to_floor"] = statistics.median(floors)
     ratios = {}
-    for name in rows:
-        if name.startswith("hybrid"):
-            for other in ("the report's loop", "LLM, stock", f"hybrid, layer {ONNX_LAYER}"):
-                pairs = zip(seconds[other]["best"], seconds[name]["best"])
-                ratios[f"{name} / {other}"] = statistics.median(theirs / ours for theirs, ours in pairs)
-    print_table(rows, ratios)
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "llm": args.llm,
-        "encoder": args.encoder,
-        "texts": len(texts),
-        "repeats": args.repeats,
-        "padding_of_the_reports_batches": padding_in_order(tokenizer, texts[:: args.repeats]),
-        "machine": machine(),
-    }
-    write_json(Path(args.output), {**settings, "models": rows, "speed_ratios": ratios})
+    for name in (name for name in measured if name.startswith("hybrid")):
+        for other in ("the report's loop", "LLM, stock", f"hybrid, layer {ONNX_LAYER}"):
+            pairs = zip(measured[other]["best"], measured[name]["best"])
+            ratios[f"{name} / {other}"] = statistics.median(
+                theirs["seconds"] / ours["seconds"] for theirs, ours in pairs
+            )
+    return {"models": models, "speed_ratios": ratios}
 
 
 def competitors(args, tokenizer, pilot_texts, work: Path) -> dict:
@@ -229,26 +234,27 @@ class LinearShapes:
 
     @torch.no_grad()
     def seconds(self) -> float:
-        """The time for these products alone; each shape is measured twice, after a first time that does not count."""
+        """The time for these products alone."""
         total = 0.0
         for (rows, inputs, outputs, has_bias), count in self.counts.items():
             x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
             bias = torch.randn(outputs) if has_bias else None
-            torch.nn.functional.linear(x, weight, bias)
+            if (times := min(count, 2)) > 1:
+                torch.nn.functional.linear(x, weight, bias)  # the first of several is slower
             start = time.perf_counter()
-            for _ in range(2):
+            for _ in range(times):
                 torch.nn.functional.linear(x, weight, bias)
-            total += (time.perf_counter() - start) / 2 * count
+            total += (time.perf_counter() - start) / times * count
         return total
 
 
-def print_table(rows, ratios):
+def print_table(result):
     print("| | texts/s, batch 1 | 32 | best | tokens/s, best | time / floor |\n|---|---|---|---|---|---|")
-    for name, row in rows.items():
+    for name, row in result["models"].items():
         cells = [f"{row[way]['texts_per_second']:.1f}" if way in row else "" for way in ("1", "32", "best")]
         floor = f"{row['best']['time_to_floor']:.2f}" if "time_to_floor" in row["best"] else ""
         print(f"| {name} | {' | '.join(cells)} | {row['best']['tokens_per_second']:.0f} | {floor} |")
-    for name, ratio in ratios.items():
+    for name, ratio in result["speed_ratios"].items():
         print(f"{name}: {ratio:.2f} times the texts/s")
 
 
