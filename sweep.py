@@ -195,7 +195,7 @@ class Sweep:
             output_dir=str(run_directory),
             seed=point.seed,
             # Without validation texts there is no best checkpoint to go back to, and the training is short.
-            **({"save_strategy": "no", "load_best_model_at_end": False} if not self.data["validation_share"] else {}),
+            **({"save_strategy": "no"} if not self.data["validation_share"] else {}),
             **self.training,
         )
         return ModelArguments(**models, **layers, **self.recipe.model), DataArguments(**self.data), training

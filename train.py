@@ -159,6 +159,8 @@ class HybridTrainingArguments(SentenceTransformerTrainingArguments):
     def __post_init__(self):
         # transformers would take it for the wish to upload checkpoints.
         self.repo_id, self.push_to_hub = self.push_to_hub, False
+        if self.save_strategy == "no":  # then there is no checkpoint to end with
+            self.load_best_model_at_end = False
         super().__post_init__()
         if self.fp16:
             raise ValueError("--fp16: Gemma's activations overflow float16. Use --bf16, or neither.")
