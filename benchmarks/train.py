@@ -70,29 +70,29 @@ def main():
             "encoder alone": lambda: epoch("none"),
             "the report's loop": lambda: report_epoch(args, texts, labels),
         }
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         seconds = {kind: [] for kind in kinds}
-        for repeat in range(args.repeats):
+        for _ in range(args.repeats):
             for kind, run in kinds.items():
                 seconds[kind].append(run())
             print(", ".join(f"{kind} {times[-1]:.1f} s" for kind, times in seconds.items()), flush=True)
-
-    ratios = {}
-    for kind in ("encoder alone", "the report's loop", "hybrid, not cached"):
-        ratios[kind] = statistics.median(t / s for t, s in zip(seconds[kind], seconds["hybrid, cached"]))
+            ratios = {
+                kind: statistics.median(t / s for t, s in zip(times, seconds["hybrid, cached"]))
+                for kind, times in seconds.items()
+            }
+            result = {
+                "llm": args.llm,
+                "encoder": args.encoder,
+                "layer": args.layer,
+                "texts": len(texts),
+                "seconds": seconds,
+                "relative_to_cached": ratios,
+                "machine": machine(),
+            }
+            write_json(Path(args.output), result)  # after every repeat: they take minutes
     print("| | seconds an epoch | relative to the cached hybrid |\n|---|---|---|")
     for kind, times in seconds.items():
-        print(f"| {kind} | {statistics.median(times):.1f} | {ratios.get(kind, 1):.2f} |")
-    result = {
-        "llm": args.llm,
-        "encoder": args.encoder,
-        "layer": args.layer,
-        "texts": len(texts),
-        "seconds": seconds,
-        "relative_to_cached": ratios,
-        "machine": machine(),
-    }
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    write_json(Path(args.output), result)
+        print(f"| {kind} | {statistics.median(times):.1f} | {ratios[kind]:.2f} |")
 
 
 def report_epoch(args, texts, labels) -> float:
