@@ -214,18 +214,19 @@ def load_model(name: str, revision: str | None = None, onnx: str | None = None) 
     """The model, or its ONNX file `onnx`, as mteb runs it. A local directory is named for its path and the hash of its
     files, so that two models never share results."""
     path = resolve_backbone(name)
+    local = name if name != path else "-".join(Path(path).resolve().parts[-2:])
+    identity = None  # a model on the Hub has its own
     if onnx:
         model = load_onnx(path, onnx)
+        file = Path(path, "onnx", onnx)
+        identity = {"name": f"local/{local}-{file.stem}", "revision": file_sha256(file)[:16]}
     else:
         with explained_load_errors(name):
             model = SentenceTransformer(path, revision=revision, trust_remote_code=True)
+        if Path(path).is_dir():
+            identity = {"name": f"local/{local}", "revision": backbone_revision(path)}
     wrapper = SentenceTransformerEncoderWrapper(model)
-    if Path(path).is_dir():
-        local = name if name != path else "-".join(Path(path).resolve().parts[-2:])
-        identity = {"name": f"local/{local}", "revision": backbone_revision(path)}
-        if onnx:
-            file = Path(path, "onnx", onnx)
-            identity = {"name": f"local/{local}-{file.stem}", "revision": file_sha256(file)[:16]}
+    if identity:
         wrapper.mteb_model_meta = wrapper.mteb_model_meta.model_copy(update=identity)
     return wrapper
 

@@ -27,15 +27,14 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig
 
 from backbones import OFFLINE_ENCODER, OFFLINE_LLM, resolve_backbone
-from benchmarks.machine import machine
+from benchmarks.common import FLOAT32, stock_model, write_result
 from encoding import encode
 from export_onnx import export
 from modeling_hybrid import HybridModel
 from onnx_embedder import load_onnx
-from repository import save_repository, write_json
+from repository import save_repository
 from tasks import get_task, task_splits
 
-FLOAT32 = {"dtype": torch.float32}
 MAX_TOKENS = 256
 ONNX_LAYER = 7
 PILOT_SIZES = (8, 16, 32, 64)
@@ -54,7 +53,12 @@ def main():
 
     texts = varied_texts(args.dataset_root, args.texts)
     tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(args.llm))
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "llm": args.llm,
+        "encoder": args.encoder,
+        "texts": len(texts),
+        "padding_of_the_reports_batches": padding_in_order(tokenizer, texts[:: args.repeats]),
+    }
     with tempfile.TemporaryDirectory() as work:
         runs = competitors(args, tokenizer, texts[:: args.repeats], Path(work))
         measured = {name: {way: [] for way in ways} for name, ways in runs.items()}
@@ -71,16 +75,8 @@ def main():
                         seconds = time.perf_counter() - start
                     run = {"seconds": seconds, "texts": len(part), "tokens": tokens_of(tokenizer, part)}
                     measured[name][way].append(run | ({"floor_seconds": shapes.seconds()} if shapes.counts else {}))
-            result = {
-                "llm": args.llm,
-                "encoder": args.encoder,
-                "texts": len(texts),
-                "repeats": repeat + 1,
-                "padding_of_the_reports_batches": padding_in_order(tokenizer, texts[:: args.repeats]),
-                **summary(measured),
-                "machine": machine(),
-            }
-            write_json(Path(args.output), result)  # after every repeat: they take minutes
+            result = {**settings, "repeats": repeat + 1, **summary(measured)}
+            write_result(args.output, result)  # after every repeat: they take minutes
             print(f"repeat {repeat + 1} of {args.repeats} done", flush=True)
     print_table(result)
 
@@ -127,8 +123,8 @@ def competitors(args, tokenizer, pilot_texts, work: Path) -> dict:
     llm = AutoModelForCausalLM.from_pretrained(resolve_backbone(args.llm), **FLOAT32).eval()
     runs["the report's loop"] = {"best": (partial(report_loop, llm, tokenizer), llm)}
     stock = {
-        "LLM, stock": pooled(Transformer(resolve_backbone(args.llm), model_kwargs=FLOAT32)),
-        "encoder alone": pooled(Transformer(resolve_backbone(args.encoder), model_kwargs=FLOAT32)),
+        "LLM, stock": stock_model(args.llm),
+        "encoder alone": stock_model(args.encoder),
         "EmbeddingGemma-300m's architecture": embedding_gemma(tokenizer, work / "embedding-gemma"),
     }
     for name, model in stock.items():
@@ -149,10 +145,6 @@ def ways(model, best) -> dict:
         "32": (partial(model.encode, batch_size=32), model),
         "best": (best, model),
     }
-
-
-def pooled(transformer) -> SentenceTransformer:
-    return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu")
 
 
 def embedding_gemma(tokenizer, directory: Path) -> SentenceTransformer:

@@ -19,9 +19,9 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from backbones import OFFLINE_ENCODER, OFFLINE_LLM, resolve_backbone
-from benchmarks.machine import machine
+from benchmarks.common import write_result
 from modeling_hybrid import HybridModel
-from repository import save_repository, write_json
+from repository import save_repository
 
 # Run in the process that is measured: argv is "hybrid" or "llm" with a directory, or "imports".
 MEASURED = """
@@ -100,9 +100,8 @@ def main():
             f"| {name} | {row['peak_mib']:.0f} | {row['peak_to_whole_llm']:.2f} | {row['weights_mib']:.0f} | "
             f"{' | '.join(loads)} |"
         )
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    settings = {"llm": args.llm, "encoder": args.encoder, "repeats": args.repeats, "machine": machine()}
-    write_json(Path(args.output), {**settings, "models": rows})
+    settings = {"llm": args.llm, "encoder": args.encoder, "repeats": args.repeats}
+    write_result(args.output, {**settings, "models": rows})
 
 
 def measure(kind: str, directory: str) -> dict:

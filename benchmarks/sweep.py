@@ -14,14 +14,11 @@ import time
 from pathlib import Path
 
 import mteb
-import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from backbones import OFFLINE_ENCODER, OFFLINE_LLM, resolve_backbone
-from benchmarks.machine import machine
-from repository import write_json
+from backbones import OFFLINE_ENCODER, OFFLINE_LLM
+from benchmarks.common import stock_model, write_result
 from sweep import Point, Sweep
 from tasks import task_splits
 
@@ -50,9 +47,7 @@ def main():
         first = make("texts")
         texts = list(dict.fromkeys([*first.mteb_texts, *task_splits(first.task)["validation"]["text"]]))
         points = [Point("llm", 33, (layer,)) for layer in range(1, first.depth + 1)]
-        # The precision of the sweep; the one on disk, bfloat16, takes minutes on a CPU without the units.
-        transformer = Transformer(resolve_backbone(args.llm), model_kwargs={"dtype": torch.float32})
-        whole = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())])
+        whole = stock_model(args.llm)
         encodes, sweeps = [], []
         for repeat in range(args.repeats):
             encodes.append(timed(lambda: whole.encode(texts, batch_size=32, show_progress_bar=False)))
@@ -67,7 +62,6 @@ def main():
             "encode_seconds": encodes,
             "sweep_seconds": sweeps,
             "sweep_to_encode": statistics.median(s / e for s, e in zip(sweeps, encodes)),
-            "machine": machine(),
         }
         print(f"sweep / encode: {result['sweep_to_encode']:.2f} (median of {args.repeats})")
         if args.separate:
@@ -84,8 +78,7 @@ def main():
             }
             print(f"separate runs / sweep: {result['separate_to_sweep']:.1f}")
             print(f"largest difference in accuracy: {result['largest_difference_in_accuracy']:.6f}")
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    write_json(Path(args.output), result)
+    write_result(args.output, result)
 
 
 def accuracy_alone(sweep: Sweep, point: Point) -> float:

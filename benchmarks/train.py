@@ -18,9 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backbones import OFFLINE_ENCODER, OFFLINE_LLM, resolve_backbone
-from benchmarks.machine import machine
+from benchmarks.common import FLOAT32, write_result
 from modeling_hybrid import HybridModel, masked_mean
-from repository import write_json
 from tasks import get_task, task_splits
 from train import fit, parse_arguments
 from trainer import HybridModule
@@ -70,7 +69,6 @@ def main():
             "encoder alone": lambda: epoch("none"),
             "the report's loop": lambda: report_epoch(args, texts, labels),
         }
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         seconds = {kind: [] for kind in kinds}
         for _ in range(args.repeats):
             for kind, run in kinds.items():
@@ -87,9 +85,8 @@ def main():
                 "texts": len(texts),
                 "seconds": seconds,
                 "relative_to_cached": ratios,
-                "machine": machine(),
             }
-            write_json(Path(args.output), result)  # after every repeat: they take minutes
+            write_result(args.output, result)  # after every repeat: they take minutes
     print("| | seconds an epoch | relative to the cached hybrid |\n|---|---|---|")
     for kind, times in seconds.items():
         print(f"| {kind} | {statistics.median(times):.1f} | {ratios[kind]:.2f} |")
@@ -99,7 +96,7 @@ def report_epoch(args, texts, labels) -> float:
     """One epoch as the report's notebook trained; loading the models does not count."""
     path = resolve_backbone(args.llm)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    llm = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    llm = AutoModelForCausalLM.from_pretrained(path, **FLOAT32).eval()
     hybrid = HybridModel.from_backbones(args.llm, args.encoder, [args.layer]).train()
     head = torch.nn.Linear(hybrid.config.hidden_size, len(set(labels)))
     trained = [*hybrid.projector.parameters(), *hybrid.encoder.parameters(), *head.parameters()]
