@@ -98,6 +98,8 @@ def summary(measured: dict) -> dict:
     ratios = {}
     for name in (name for name in measured if name.startswith("hybrid")):
         for other in ("the report's loop", "LLM, stock", f"hybrid, layer {ONNX_LAYER}"):
+            if other == name:
+                continue
             pairs = zip(measured[other]["best"], measured[name]["best"])
             ratios[f"{name} / {other}"] = statistics.median(
                 theirs["seconds"] / ours["seconds"] for theirs, ours in pairs
