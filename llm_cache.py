@@ -56,8 +56,13 @@ class LLMStateCache:
             self._layer_directory(layer).mkdir(parents=True, exist_ok=True)
             for path in sorted(self._layer_directory(layer).glob("*.safetensors")):
                 self._read_index(layer, path)
-        if not (self.directory / "key.json").exists():
-            write_whole(self.directory / "key.json", lambda path: path.write_text(text))
+        key_file = self.directory / "key.json"
+        if not key_file.exists():
+            write_whole(key_file, lambda path: path.write_text(text))
+        elif key_file.read_text() != text:
+            raise ValueError(
+                f"{self.directory} holds the states of another model: {key_file} names it. Delete the directory."
+            )
 
     def __contains__(self, text: str) -> bool:
         key = text_key(text)
@@ -156,5 +161,7 @@ def write_whole(path: Path, write):
     try:
         write(temporary)
         os.replace(temporary, path)
+    except SafetensorError as error:  # a full disk, e.g.
+        raise OSError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -42,6 +42,15 @@ def _refuse_float16(dtype):
         )
 
 
+def _refuse_not_finite(values: torch.Tensor, what: str):
+    # A graph that is compiled or exported cannot branch on its values.
+    if not torch.compiler.is_compiling() and not torch.isfinite(values).all():
+        raise ValueError(
+            f"The {what} contain NaN or infinity: the weights are damaged, or overflow in this precision. Download or "
+            "train them again, and use torch.float32."
+        )
+
+
 def masked_mean(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Mean of `states` (batch, tokens, dim) over the tokens that `attention_mask` (batch, tokens) keeps: (batch, dim).
 
@@ -128,13 +137,34 @@ class HybridPreTrainedModel(PreTrainedModel):
 
         By default it is the one on disk, except that a CPU without bfloat16 units gets a float32 LLM, its token
         embeddings left as they are.
+
+        Raises:
+            ValueError: the file lacks a weight or has one of another shape, which would start at random.
+            OSError: the file is damaged.
         """
         dtype = kwargs.pop("torch_dtype", "auto") if dtype is None else dtype
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, dtype=dtype, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        wants_info = kwargs.pop("output_loading_info", False)
+        may_resize = kwargs.pop("ignore_mismatched_sizes", False)
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs,
+            )
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":  # safetensors itself is not imported here
+                raise
+            raise OSError(
+                f"The weights of {pretrained_model_name_or_path} are damaged ({error}): download or train them again."
+            ) from error
+        mismatched = set() if may_resize else {key for key, *_ in info["mismatched_keys"]}
+        _refuse_random_weights(pretrained_model_name_or_path, model, {*info["missing_keys"], *mismatched})
         if dtype == "auto" and model.base_model.llm.dtype == torch.bfloat16 and not has_fast_bfloat16():
             model.base_model.widen_llm()
-        return loaded
+        return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory, *args, state_dict=None, **kwargs):
         """As in transformers, but an LLM that was released in bfloat16 is stored in it, whatever it runs in."""
@@ -265,6 +295,9 @@ class HybridModel(HybridPreTrainedModel):
         LLM. `input_ids` and `attention_mask`: (batch, tokens).
         """
         _refuse_float16(self.llm.dtype)
+        if input_ids.shape[1] == 0:  # empty texts, from a tokenizer that puts no BOS in front
+            shape = (len(input_ids), len(self.config.llm_layers), 0, self.config.llm_config.hidden_size)
+            return torch.zeros(shape, dtype=self.llm.dtype, device=input_ids.device)
         captured = {}
         token = _CAPTURED.set(captured)
         try:
@@ -304,31 +337,36 @@ class HybridModel(HybridPreTrainedModel):
 
         Returns:
             `last_hidden_state` (batch, tokens, hidden size) and `pooler_output` (batch, hidden size), its mean over
-            the tokens of each text.
+            the tokens of each text. A text without any token has the zero vector.
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `llm_hidden_states` is given, or the texts have more tokens
-                than `config.max_position_embeddings`.
+            ValueError: not exactly one of `input_ids` and `llm_hidden_states` is given, or it has another shape; the
+                texts have more tokens than `config.max_position_embeddings`; or, outside training, an embedding is not
+                finite.
         """
         if (input_ids is None) == (llm_hidden_states is None):
             raise ValueError("Give either `input_ids` or `llm_hidden_states`.")
-        if input_ids is not None:
-            batch_size, num_tokens = input_ids.shape
-        else:
-            batch_size, num_tokens = llm_hidden_states.shape[0], llm_hidden_states.shape[2]
+        given = llm_hidden_states if input_ids is None else input_ids
+        if given.dim() != (4 if input_ids is None else 2):
+            raise ValueError(
+                f"The input's shape is {tuple(given.shape)}, not (batch, tokens) or, of states, (batch, layers, tokens, "
+                "hidden size): give a list of at least one text."
+            )
+        batch_size, num_tokens = given.shape[0], given.shape[2 if input_ids is None else 1]
         if num_tokens > self.config.max_position_embeddings:
             raise ValueError(
                 f"A text of {num_tokens} tokens is longer than the model's {self.config.max_position_embeddings}: "
                 "tokenize with `truncation=True`."
             )
         if attention_mask is None:
-            given = input_ids if input_ids is not None else llm_hidden_states
             attention_mask = torch.ones(batch_size, num_tokens, dtype=torch.long, device=given.device)
         if llm_hidden_states is None:
             llm_hidden_states = self.hidden_states(input_ids, attention_mask)
 
         states = self.merge_layers(llm_hidden_states)
-        if self.encoder is not None:
+        if num_tokens == 0:
+            states = states.new_zeros(batch_size, 0, self.config.hidden_size)
+        elif self.encoder is not None:
             # Positions count a text's own tokens, so that padding on the left does not move them.
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0) + self.config.encoder_position_offset
             states = self.encoder(
@@ -336,9 +374,10 @@ class HybridModel(HybridPreTrainedModel):
                 attention_mask=attention_mask,
                 position_ids=position_ids,
             ).last_hidden_state
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=states, pooler_output=masked_mean(states, attention_mask)
-        )
+        pooled = masked_mean(states, attention_mask)
+        if not self.training:  # which looks at its loss
+            _refuse_not_finite(pooled, "embeddings")
+        output = BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
         return output if return_dict else output.to_tuple()
 
 
@@ -368,25 +407,39 @@ class HybridForSequenceClassification(HybridPreTrainedModel):
         """As [`HybridModel.forward`]; `logits` (batch, labels), and with `labels` (batch) the cross-entropy as `loss`."""
         pooled = self.hybrid(input_ids, attention_mask, llm_hidden_states).pooler_output
         logits = self.classifier(pooled.to(self.classifier.weight.dtype))
+        if not self.training:
+            _refuse_not_finite(logits, "logits")
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         output = SequenceClassifierOutput(loss=loss, logits=logits)
         return output if return_dict else output.to_tuple()
 
 
 def _load_backbone(name: str, revision: str, dtype: torch.dtype, config) -> PreTrainedModel:
-    """`AutoModel.from_pretrained`, with an error where it would only log that weights are missing."""
+    """`AutoModel.from_pretrained`, with an error where it would start weights at random."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the report would list every block that is left out on purpose
     try:
         model, info = AutoModel.from_pretrained(
-            name, revision=revision, config=config, dtype=dtype, output_loading_info=True
+            name,
+            revision=revision,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     finally:
         logging.set_verbosity(verbosity)
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise ValueError(f"{name} lacks weights of {type(model).__name__}, which would start at random: {missing[:5]}")
+    wrong = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    _refuse_random_weights(name, model, {key for key in wrong if not key.startswith("pooler.")})
     return model
+
+
+def _refuse_random_weights(name, model, keys: set[str]):
+    if keys:
+        raise ValueError(
+            f"{name} lacks weights of {type(model).__name__}, or has them in another shape, and they would start at "
+            f"random: {sorted(keys)[:5]}. The file is not the one that belongs to this configuration."
+        )
 
 
 HybridConfig.register_for_auto_class()

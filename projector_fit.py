@@ -14,6 +14,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
+from backbones import check_tokenizer
+
 logger = logging.getLogger(__name__)
 
 # Candidates for the ridge, as shares of the mean variance of a standardised dimension.
@@ -56,7 +58,7 @@ def fit_projector(
         `{"r2", "ridge", "tokens"}`: R^2 on the tenth that was held out, over all target dimensions together; the ridge
         chosen; the number of aligned tokens.
     """
-    encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, revision=encoder_revision)
+    encoder_tokenizer = check_tokenizer(AutoTokenizer.from_pretrained(encoder, revision=encoder_revision), encoder)
     word_embeddings = AutoModel.from_pretrained(encoder, revision=encoder_revision, dtype=torch.float32)
     word_embeddings = word_embeddings.get_input_embeddings().weight.detach()
 

@@ -143,6 +143,15 @@ def _write_sentence_transformers_files(
     )
 
 
+def refuse_unwritable(directory: Path):
+    """Raises an OSError if `directory` can be neither written nor made: better at the start than after hours."""
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{directory} cannot be written: {existing} is a file. Name another directory.")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"{directory} cannot be written: {existing} is read-only. Name another directory.")
+
+
 def write_json(path: Path, value):
     """Writes `value` to a file that appears whole or not at all."""
     write_whole(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))

@@ -23,18 +23,19 @@ import torch
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, set_seed
 
 import licensing
-from backbones import backbone_revision, explained_load_errors, resolve_backbone
+from backbones import backbone_revision, check_tokenizer, explained_load_errors, resolve_backbone
 from data import load_labelled_texts
 from llm_cache import LLMStateCache
 from modeling_hybrid import HybridModel, has_fast_bfloat16
 from projector_fit import fit_projector, fit_standardizer
-from repository import RECORD, public_record, save_repository, write_json, written_whole
+from repository import RECORD, public_record, refuse_unwritable, save_repository, write_json, written_whole
 from trainer import (
     ClassificationHead,
     ClassificationLoss,
@@ -186,7 +187,7 @@ def main():
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
         results = train(*parse_arguments())
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
         if os.environ.get("HYBRID_TRACEBACK"):
             raise
         sys.exit(f"train.py: {error}")
@@ -198,11 +199,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
 
     Raises:
         ValueError: the directory holds a run with other settings; or see `data.py` and [`HybridConfig`].
+        OSError: the directory cannot be written.
     """
     output_dir = Path(args.output_dir)
     data_settings = asdict(data_args)
     del data_settings["llm_cache_dir"]  # where the states lie does not change the result
     settings = {**asdict(model_args), **data_settings, **_training_settings(args)}
+    refuse_unwritable(output_dir)
     _refuse_other_settings(output_dir, settings)
     publishes = args.repo_id is not None and args.process_index == 0
     if publishes:
@@ -314,6 +317,7 @@ def build_hybrid(
             encoder_revision=model_args.encoder_revision,
         ).to(device)
         tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(model_args.llm), revision=model_args.llm_revision)
+    check_tokenizer(tokenizer, model_args.llm)
     max_seq_length = min(model_args.max_seq_length, hybrid.config.max_position_embeddings)
     key = {
         "llm": model_args.llm,
@@ -344,6 +348,7 @@ def build_encoder(model_args) -> Transformer:
             processor_kwargs=dict(hub),
             config_kwargs=dict(hub),
         )
+    check_tokenizer(encoder.tokenizer, model_args.encoder)
     encoder.max_seq_length = min(model_args.max_seq_length, encoder.max_seq_length)
     for name, parameter in encoder.named_parameters():
         if "pooler." in name:  # its output is not used, so it has no gradient

@@ -86,6 +86,11 @@ class ClassificationLoss(nn.Module):
         if self.contrastive_weight:
             contrastive = supervised_contrastive_loss(features["sentence_embedding"], labels, self.temperature)
             losses["supervised_contrastive"] = self.contrastive_weight * contrastive
+        if not all(torch.isfinite(loss) for loss in losses.values()):
+            raise ValueError(
+                "The training loss is NaN or infinite: the weights of a backbone are damaged, or the learning rate is too "
+                "high."
+            )
         return losses
 
 
