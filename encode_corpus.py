@@ -56,18 +56,24 @@ class ShardEncoder:
         self.text_column, self.id_column = text_column, id_column
 
     def __call__(self, row: dict) -> dict:
-        shard = Shard(**row)
+        """Returns how many rows are done, and a failure as text: Ray would bury the exception under its own."""
+        shard, without_embedding = Shard(**row), 0
         path = self.output / shard.name
-        without_embedding = 0
-        if not path.exists():  # it does if the worker before this one died after writing it
-            ids, texts = read_shard(shard, self.text_column, self.id_column)
-            present = np.array([is_text(text) for text in texts], dtype=bool)
-            embeddings = encode(self.model, [text for text in texts if is_text(text)])
-            if not np.isfinite(embeddings).all():
-                raise ValueError(f"{shard.file}: embeddings contain NaN or infinity. Check the model's weights.")
-            write_shard(path, ids, embedding_columns(embeddings, present, self.precision))
-            without_embedding = int((~present).sum())
-        return {"rows": shard.rows, "without_embedding": without_embedding}
+        try:
+            if not path.exists():  # it does if the worker before this one died after writing it
+                without_embedding = self._encode(shard, path)
+        except (ValueError, OSError) as error:
+            return {"rows": 0, "without_embedding": 0, "error": f"{shard.file}, from row {shard.first_row}: {error}"}
+        return {"rows": shard.rows, "without_embedding": without_embedding, "error": ""}
+
+    def _encode(self, shard: Shard, path: Path) -> int:
+        ids, texts = read_shard(shard, self.text_column, self.id_column)
+        present = np.array([is_text(text) for text in texts], dtype=bool)
+        embeddings = encode(self.model, [text for text in texts if is_text(text)])
+        if not np.isfinite(embeddings).all():
+            raise ValueError("embeddings contain NaN or infinity. Check the model's weights.")
+        write_shard(path, ids, embedding_columns(embeddings, present, self.precision))
+        return int((~present).sum())
 
 
 def encode_corpus(
@@ -98,7 +104,8 @@ def encode_corpus(
 
     Raises:
         ValueError: `output` was made from other texts, by another model or with other settings; or see [`corpus`].
-        OSError: a file or the model is not found, or a worker could not write.
+            Also where a worker could not read, embed or write a shard; the finished ones stay.
+        OSError: a file or the model is not found.
     """
     output = Path(output).resolve()
     if output.exists() and not output.is_dir():
@@ -119,8 +126,7 @@ def encode_corpus(
     }
     output.mkdir(parents=True, exist_ok=True)
     _refuse_other(output / "manifest.json", manifest)
-    for leftover in output.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    llm_cache.remove_leftovers(output)
     shards = _plan(output, files, rows_per_shard, [text_column] + [id_column] * (id_column is not None))
     write_json(output / "manifest.json", {**manifest, "complete": False})
 
@@ -159,15 +165,12 @@ def _run(missing: list[Shard], total: int, arguments: tuple, address: str | None
         initial = total - sum(shard.rows for shard in missing)
         with tqdm(total=total, initial=initial, desc="Encoding", unit=" texts", unit_scale=True) as progress:
             for row in done.iter_rows():
+                if row["error"]:
+                    raise ValueError(row["error"])
                 progress.update(row["rows"])
                 without_embedding += row["without_embedding"]
         if without_embedding:
             logger.warning("%d rows hold no text and have a null embedding.", without_embedding)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause.__cause__ or error.cause  # Ray Data wraps what a worker raised
-        if isinstance(cause, (ValueError, OSError)):
-            raise cause from None
-        raise
     finally:
         ray.shutdown()
 

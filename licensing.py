@@ -2,12 +2,14 @@
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi, ModelCard
 
 from backbones import HUB_ID, OFFLINE_LICENSE
+from llm_cache import write_whole
 from repository import LOCAL
 
 ROOT = Path(__file__).resolve().parent
@@ -130,14 +132,15 @@ def write_license_files(
     notices = []
     if any(license.id == "gemma" for license in licenses.values()):
         notices.append(GEMMA_NOTICE)
-        shutil.copyfile(GEMMA_TERMS, directory / "GEMMA_TERMS_OF_USE.txt")
+        _copy(GEMMA_TERMS, directory / "GEMMA_TERMS_OF_USE.txt")
     for license in licenses.values():
         if license.id.startswith("llama"):
             notices.append(LLAMA_NOTICE.format(version=license.id.removeprefix("llama")))
     if notices:
-        (directory / "NOTICE").write_text("\n\n".join([*notices, modifications]) + "\n")
+        notice = "\n\n".join([*notices, modifications]) + "\n"
+        write_whole(directory / "NOTICE", lambda path: path.write_text(notice))
     (directory / "licenses").mkdir(exist_ok=True)
-    shutil.copyfile(APACHE_LICENSE, directory / "licenses" / "Apache-2.0.txt")
+    _copy(APACHE_LICENSE, directory / "licenses" / "Apache-2.0.txt")
     for role, name in backbones.items():
         if name in HUB_ID or name.startswith(LOCAL):
             continue
@@ -147,4 +150,8 @@ def write_license_files(
             raise OSError(f"The licence files of {name} could not be fetched, try again: {error}") from error
         for file in sorted({file for pattern in LICENSE_FILES for file in source.glob(pattern)}):
             (directory / "licenses" / role).mkdir(exist_ok=True)
-            shutil.copyfile(file, directory / "licenses" / role / file.name)
+            _copy(file, directory / "licenses" / role / file.name)
+
+
+def _copy(source: Path, target: Path):
+    write_whole(target, partial(shutil.copyfile, source))

@@ -9,12 +9,15 @@ Layout, all tensors in safetensors files, memory-mapped when read:
         states  (tokens, LLM hidden size)              the texts' states, one after the other, without padding
 
 A shard is written under a temporary name and renamed, so a killed run loses at most the shard it was at, and several
-processes may fill one cache at once: at worst a text is stored twice.
+processes may fill one cache at once: at worst a text is stored twice. Those of one distributed run share the work.
 """
 
+import glob
 import hashlib
 import json
 import os
+import shutil
+import socket
 import uuid
 from functools import partial
 from pathlib import Path
@@ -22,6 +25,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from sentence_transformers.util import get_rank, get_world_size
+from torch import distributed
 from tqdm.auto import tqdm
 
 from encoding import suitable_tokens_per_batch, token_batches
@@ -50,12 +55,9 @@ class LLMStateCache:
         self.directory = Path(cache_dir) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.llm_layers = llm_layers
         self.dtype = dtype
-        self._index = {layer: {} for layer in llm_layers}  # text hash -> (shard, first token, end)
-        self._shards = {}
         for layer in llm_layers:
             self._layer_directory(layer).mkdir(parents=True, exist_ok=True)
-            for path in sorted(self._layer_directory(layer).glob("*.safetensors")):
-                self._read_index(layer, path)
+            remove_leftovers(self._layer_directory(layer))
         key_file = self.directory / "key.json"
         if not key_file.exists():
             write_whole(key_file, lambda path: path.write_text(text))
@@ -63,6 +65,7 @@ class LLMStateCache:
             raise ValueError(
                 f"{self.directory} holds the states of another model: {key_file} names it. Delete the directory."
             )
+        self._read_indices()
 
     def __contains__(self, text: str) -> bool:
         key = text_key(text)
@@ -75,17 +78,34 @@ class LLMStateCache:
     def fill(self, model, tokenizer, texts, max_length: int):
         """Computes and stores the states of those `texts` that are not there yet, with a progress bar.
 
-        `model` is a [`HybridModel`] with (at least) this cache's layers; `tokenizer` is its LLM's.
+        `model` is a [`HybridModel`] with (at least) this cache's layers; `tokenizer` is its LLM's. In a distributed run
+        all processes call this with the same texts: each computes its share, and afterwards each knows all states.
         """
-        missing = list(dict.fromkeys(text for text in texts if text not in self))
-        if not missing:
-            return
+        texts = list(dict.fromkeys(texts))
+        absent = torch.tensor([text not in self for text in texts], dtype=torch.uint8, device=model.device)
+        if get_world_size() > 1:
+            # The first process says what is missing: the others may have looked while another run was writing.
+            distributed.broadcast(absent, src=0)
+        missing = [text for text, is_absent in zip(texts, absent.tolist()) if is_absent]
+        if missing:
+            self._compute_share(model, tokenizer, missing, max_length)
+        if get_world_size() > 1:
+            distributed.barrier()
+            self._read_indices()
+
+    def _compute_share(self, model, tokenizer, texts: list[str], max_length: int):
+        """Computes and stores the states of this process's share of `texts`."""
         rows = [model.config.llm_layers.index(layer) for layer in self.llm_layers]
-        lengths = [len(ids) for ids in tokenizer(missing, truncation=True, max_length=max_length)["input_ids"]]
+        lengths = [len(ids) for ids in tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]]
+        # Whole batches are dealt out, so that the states are, to the last bit, those that one process computes.
+        batches = list(token_batches(lengths, suitable_tokens_per_batch(model.device)))
+        share = fair_shares([len(batch) * lengths[batch[0]] for batch in batches], get_world_size())[get_rank()]
+        batches = [batches[i] for i in share]
+        total = sum(lengths[i] for batch in batches for i in batch)
         shard, shard_tokens = [], 0
-        with tqdm(total=sum(lengths), desc="LLM states", unit=" tokens", unit_scale=True) as progress:
-            for batch in token_batches(lengths, suitable_tokens_per_batch(model.device)):
-                batch_texts = [missing[i] for i in batch]
+        with tqdm(total=total, desc="LLM states", unit=" tokens", unit_scale=True, disable=get_rank() > 0) as progress:
+            for batch in batches:
+                batch_texts = [texts[i] for i in batch]
                 encoded = tokenizer(
                     batch_texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt"
                 ).to(model.device)
@@ -126,6 +146,13 @@ class LLMStateCache:
     def _layer_directory(self, layer: int) -> Path:
         return self.directory / f"layer-{layer:02d}"
 
+    def _read_indices(self):
+        self._index = {layer: {} for layer in self.llm_layers}  # text hash -> (shard, first token, end)
+        self._shards = {}
+        for layer in self.llm_layers:
+            for path in sorted(self._layer_directory(layer).glob("*.safetensors")):
+                self._read_index(layer, path)
+
     def _read_index(self, layer: int, path: Path):
         try:
             with safe_open(path, framework="pt") as shard:
@@ -155,9 +182,19 @@ class LLMStateCache:
             self._read_index(layer, path)
 
 
+def fair_shares(costs: list[int], workers: int) -> list[list[int]]:
+    """Deals tasks with `costs` out, each to the worker with the least so far: for each worker its indices in `costs`."""
+    shares, loads = [[] for _ in range(workers)], [0] * workers
+    for i, cost in enumerate(costs):
+        worker = loads.index(min(loads))
+        shares[worker].append(i)
+        loads[worker] += cost
+    return shares
+
+
 def write_whole(path: Path, write):
     """`write` fills a temporary file, which then takes its name, so that nothing half-written ever bears it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -165,3 +202,28 @@ def write_whole(path: Path, write):
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process writes what will become `path`; what killed processes left there of it is removed."""
+    remove_leftovers(path.parent, path.name)
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(directory: Path, name: str | None = None):
+    """Removes the temporary files and directories (of what was to become `name`) of this machine's killed processes."""
+    pattern = "*" if name is None else glob.escape(name)
+    for path in Path(directory).glob(f".{pattern}.{glob.escape(socket.gethostname())}.*.tmp"):
+        process = path.name.split(".")[-2]
+        if process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

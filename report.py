@@ -16,6 +16,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from llm_cache import write_whole
+
 METRICS = {"accuracy": "accuracy", "f1": "macro F1"}
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 CURVES = {"hybrid": ("hybrid", "#0072B2", "o"), "llm": ("LLM only", "#E69F00", "s")}
@@ -76,7 +78,7 @@ def write_report(results: str, output: str, mteb_results: str | None = None) -> 
         if published:
             written += draw_rank(task, published, sweeps, output / f"{task}-rank")
             text += [f"## {task} among published models", "", f"![rank]({task}-rank.png)", ""]
-    (output / "report.md").write_text("\n".join(text))
+    write_whole(output / "report.md", lambda path: path.write_text("\n".join(text)))
     return [*written, output / "report.md"]
 
 
@@ -257,6 +259,7 @@ def save(figure, path: Path, endings: tuple[str, ...] = ("png", "svg")) -> list[
     for file in paths:
         # No date and fixed ids, so that the same results give the same file.
         with matplotlib.rc_context({"svg.hashsalt": "hybrid"}):
-            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else {})
+            metadata = {"Date": None} if file.suffix == ".svg" else {}
+            write_whole(file, lambda path: figure.savefig(path, format=file.suffix[1:], dpi=150, metadata=metadata))
     plt.close(figure)
     return paths

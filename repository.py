@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers import AutoConfig
 
 from configuration_hybrid import HybridConfig
-from llm_cache import write_whole
+from llm_cache import temporary_path, write_whole
 from modeling_hybrid import HybridForSequenceClassification
 
 RECORD = "training.json"
@@ -161,12 +161,17 @@ def write_json(path: Path, value):
 def written_whole(directory):
     """A temporary directory beside `directory` that takes its name, and its place, when the block ends without error."""
     directory = Path(directory)
-    work = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    work.mkdir(parents=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    work, old = temporary_path(directory), temporary_path(directory.with_name(f"{directory.name}.old"))
+    for path in (work, old):
+        shutil.rmtree(path, ignore_errors=True)  # of a killed process that had this process's id
+    work.mkdir()
     try:
         yield work
         if directory.exists():
-            shutil.rmtree(directory)
+            # Out of the way at once: removed in place, half of it would bear the name if we are killed meanwhile.
+            os.rename(directory, old)
         os.rename(work, directory)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -3,8 +3,8 @@
     python serve.py runs/mine/final --port 8000
     curl localhost:8000/v1/embeddings -H 'content-type: application/json' -d '{"model": "mine", "input": ["A text."]}'
 
-Any client of OpenAI's embeddings works: `OpenAI(base_url="http://localhost:8000/v1", api_key="none")`. Requests that
-arrive together are embedded together.
+Any client of OpenAI's embeddings works: `OpenAI(base_url="http://localhost:8000/v1", api_key="none")`. Send many texts in
+one request: they are embedded together, and requests one after the other (LitServe merges only those of a single text).
 """
 
 import argparse
@@ -23,11 +23,10 @@ class EmbeddingAPI(litserve.LitAPI):
 
     Args:
         model: a SentenceTransformer directory or Hub id, with `revision` of the latter.
-        kwargs: of `LitAPI`: how requests are batched.
     """
 
-    def __init__(self, model: str, revision: str | None, **kwargs):
-        super().__init__(spec=litserve.OpenAIEmbeddingSpec(), **kwargs)
+    def __init__(self, model: str, revision: str | None):
+        super().__init__(spec=litserve.OpenAIEmbeddingSpec())
         self.name, self.revision = model, revision
 
     def setup(self, device):
@@ -37,7 +36,11 @@ class EmbeddingAPI(litserve.LitAPI):
             )
 
     def decode_request(self, request, context) -> list[str]:
-        """The request's texts, which are refused here and not after others were batched with them."""
+        """The request's texts.
+
+        Raises:
+            HTTPException: 400, where they are not texts or other dimensions are asked for.
+        """
         texts = request.ensure_list()
         if request.dimensions not in (None, self.model.get_embedding_dimension()):
             raise HTTPException(400, f"The model has {self.model.get_embedding_dimension()} dimensions, no others.")
@@ -51,9 +54,11 @@ class EmbeddingAPI(litserve.LitAPI):
             context["prompt_tokens"] = context["total_tokens"] = sum(map(len, tokens))
         return texts
 
-    def predict(self, requests: list[list[str]]) -> list[list[list[float]]]:
-        embeddings = iter(encode(self.model, [text for texts in requests for text in texts]).tolist())
-        return [[next(embeddings) for _ in texts] for texts in requests]
+    def predict(self, texts: list[str]) -> list[list[float]]:
+        return encode(self.model, texts).tolist()
+
+    def encode_response(self, output, context) -> dict:
+        return {"embeddings": output, **context}
 
 
 def main():
@@ -63,13 +68,8 @@ def main():
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--workers", type=int, default=1, help="processes a GPU, or on the CPU")
-    parser.add_argument("--max-batch-size", type=int, default=32, help="requests that are embedded together")
-    parser.add_argument("--batch-timeout", type=float, default=0.005, help="seconds to wait for more of them")
     args = parser.parse_args()
-    api = EmbeddingAPI(
-        args.model, args.revision, max_batch_size=args.max_batch_size, batch_timeout=args.batch_timeout
-    )
-    server = litserve.LitServer(api, workers_per_device=args.workers)
+    server = litserve.LitServer(EmbeddingAPI(args.model, args.revision), workers_per_device=args.workers)
     try:
         server.run(host=args.host, port=args.port, generate_client_file=False)
     except (ValueError, OSError) as error:

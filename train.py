@@ -162,7 +162,11 @@ class HybridTrainingArguments(SentenceTransformerTrainingArguments):
         self.repo_id, self.push_to_hub = self.push_to_hub, False
         if self.save_strategy == "no":  # then there is no checkpoint to end with
             self.load_best_model_at_end = False
+        # sentence-transformers would drop a last batch that is not full in a distributed run, since accelerate divides it
+        # unevenly; our sampler does not.
+        drop_last, self.dataloader_drop_last = self.dataloader_drop_last, True
         super().__post_init__()
+        self.dataloader_drop_last = drop_last
         if self.fp16:
             raise ValueError("--fp16: Gemma's activations overflow float16. Use --bf16, or neither.")
         self.batch_sampler = EpochBatchSampler
@@ -186,12 +190,16 @@ def main():
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
-        results = train(*parse_arguments())
+        model_args, data_args, args = parse_arguments()
+        if args.process_index > 0:
+            logging.getLogger().setLevel(logging.WARNING)  # the first process speaks for all
+        results = train(model_args, data_args, args)
     except (ValueError, OSError, ImportError, SafetensorError) as error:
         if os.environ.get("HYBRID_TRACEBACK"):
             raise
         sys.exit(f"train.py: {error}")
-    print(json.dumps(results["metrics"], indent=2))
+    if args.process_index == 0:
+        print(json.dumps(results["metrics"], indent=2))
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrainingArguments) -> dict:
@@ -199,14 +207,15 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HybridTrai
 
     Raises:
         ValueError: the directory holds a run with other settings; or see `data.py` and [`HybridConfig`].
-        OSError: the directory cannot be written.
+        OSError: the directory cannot be written, or a backbone is not found.
     """
+    _refuse_other_processes(args)
     output_dir = Path(args.output_dir)
     data_settings = asdict(data_args)
     del data_settings["llm_cache_dir"]  # where the states lie does not change the result
     settings = {**asdict(model_args), **data_settings, **_training_settings(args)}
-    refuse_unwritable(output_dir)
     _refuse_other_settings(output_dir, settings)
+    refuse_unwritable(output_dir)
     publishes = args.repo_id is not None and args.process_index == 0
     if publishes:
         import push_to_hub  # brings in mteb and matplotlib
@@ -254,11 +263,12 @@ def fit(model_args, data_args, args, settings: dict, hybrid_module=HybridModule)
         first, projector_fit = build_encoder(model_args), None
     else:
         splits = [split["text"] for split in (texts.train, texts.validation, test) if split is not None]
-        # The other processes of a distributed run wait for the first, and read the states that it stored.
-        with args.main_process_first(desc="LLM states"):
-            first, projector_fit = build_hybrid(
-                model_args, splits[0], list(chain(*splits)), cache_dir, cache_dtype, args.device, hybrid_module
-            )
+        with args.main_process_first(desc="backbones"):  # converted or downloaded once
+            for name in {model_args.llm, model_args.encoder} - {"none"}:
+                resolve_backbone(name)
+        first, projector_fit = build_hybrid(
+            model_args, splits[0], list(chain(*splits)), cache_dir, cache_dtype, args.device, hybrid_module
+        )
     pooling = Pooling(first.get_embedding_dimension(), pooling_mode="mean")
     head = ClassificationHead(first.get_embedding_dimension(), len(texts.label_names))
     model = SentenceTransformer(modules=[first, pooling, head], device=args.device)
@@ -276,7 +286,10 @@ def fit(model_args, data_args, args, settings: dict, hybrid_module=HybridModule)
         evaluator=evaluators.get("validation"),
         callbacks=[EarlyStoppingCallback(args.early_stopping_patience)] if texts.validation else [],
     )
-    checkpoint = last_complete_checkpoint(output_dir)
+    if args.world_size > 1:
+        set_seed(args.seed + args.process_index)  # each its own dropout
+    with args.main_process_first(local=False, desc="checkpoints"):  # the first removes what is incomplete
+        checkpoint = last_complete_checkpoint(output_dir, args.world_size)
     if checkpoint:
         logger.info("Going on from %s", checkpoint)
     elif args.process_index == 0:
@@ -410,6 +423,20 @@ def _training_settings(args: HybridTrainingArguments) -> dict:
         "load_best_model_at_end metric_for_best_model world_size"
     )
     return {name: getattr(value := getattr(args, name), "value", value) for name in names.split()}
+
+
+def _refuse_other_processes(args: HybridTrainingArguments):
+    """Raises a ValueError where the processes of a distributed run would not work together, or not on one model."""
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != args.world_size:
+        raise ValueError(
+            f"{started} processes were started, but there are no GPUs for them, and each would train alone. To train on "
+            "the CPU, add --use_cpu."
+        )
+    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise ValueError(
+            "FSDP: train.py cannot save a model that is divided among processes. Use configs/accelerate/ddp.yaml."
+        )
 
 
 def _refuse_other_settings(output_dir: Path, settings: dict):

@@ -2,6 +2,9 @@
 
 The model in training is a `SentenceTransformer` of three modules: the encoder or the hybrid, mean pooling, and a
 [`ClassificationHead`], which is taken off for the embedding model.
+
+In a distributed run a step is that of one process with the texts of all as its batch: the processes divide the same
+batches among them, and each takes the losses over the predictions and embeddings of all.
 """
 
 import json
@@ -10,13 +13,16 @@ import shutil
 from pathlib import Path
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import InputModule, Module
 from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.util import all_gather, get_rank, get_world_size
 from sklearn.metrics import accuracy_score, f1_score
-from torch import nn
+from torch import distributed, nn
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -72,7 +78,10 @@ class ClassificationHead(Module):
 
 
 class ClassificationLoss(nn.Module):
-    """Cross-entropy of the head, plus `contrastive_weight` times the supervised contrastive loss of the embeddings."""
+    """Cross-entropy of the head, plus `contrastive_weight` times the supervised contrastive loss of the embeddings.
+
+    In a distributed run both are those of the whole batch, the same on every process.
+    """
 
     def __init__(self, model: SentenceTransformer, contrastive_weight: float, temperature: float):
         super().__init__()
@@ -82,9 +91,10 @@ class ClassificationLoss(nn.Module):
 
     def forward(self, sentence_features, labels):
         features = self.model(sentence_features[0])
-        losses = {"cross_entropy": nn.functional.cross_entropy(features["logits"], labels)}
+        logits, embeddings, labels = gather_batch(features["logits"], features["sentence_embedding"], labels)
+        losses = {"cross_entropy": nn.functional.cross_entropy(logits, labels)}
         if self.contrastive_weight:
-            contrastive = supervised_contrastive_loss(features["sentence_embedding"], labels, self.temperature)
+            contrastive = supervised_contrastive_loss(embeddings, labels, self.temperature)
             losses["supervised_contrastive"] = self.contrastive_weight * contrastive
         if not all(torch.isfinite(loss) for loss in losses.values()):
             raise ValueError(
@@ -92,6 +102,24 @@ class ClassificationLoss(nn.Module):
                 "high."
             )
         return losses
+
+
+def gather_batch(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The rows that all processes have of each of `tensors`, which on one process have the same number of rows.
+
+    Gradients flow back to the process that a row comes from, summed over the processes. Each takes the same loss of the
+    same rows, so the mean over the processes, which DDP takes, is the gradient of that loss.
+    """
+    if get_world_size() == 1:
+        return list(tensors)
+    sizes = all_gather(torch.tensor([len(tensors[0])], device=tensors[0].device)).tolist()
+    longest = max(sizes)
+    gathered = []
+    for tensor in tensors:
+        padded = nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, longest - len(tensor)))
+        parts = all_gather(padded, with_grad=tensor.requires_grad).split(longest)
+        gathered.append(torch.cat([part[:size] for part, size in zip(parts, sizes)]))
+    return gathered
 
 
 def supervised_contrastive_loss(embeddings: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -150,11 +178,14 @@ def accuracy_and_f1(labels, predictions) -> dict[str, float]:
 class EpochBatchSampler(DefaultBatchSampler):
     """Batches of texts of like length, so that little is padded, in random order.
 
-    The order depends on seed and epoch alone: a run resumed in epoch n sees the batches of an undisturbed one.
+    The order depends on seed and epoch alone: a run resumed in epoch n sees the batches of an undisturbed one. In a
+    distributed run the batches are those of one process with `batch_size` times their number, and each process gets its
+    part of each: with n of them every n-th text, so that the parts are alike in length and differ by at most a text. A
+    batch with fewer texts than processes goes to each of them whole, which leaves the mean of its losses as it is.
     """
 
-    def __init__(self, dataset, **kwargs):
-        super().__init__(dataset, **kwargs)
+    def __init__(self, dataset, batch_size: int, **kwargs):
+        super().__init__(dataset, batch_size * get_world_size(), **kwargs)
         self.lengths = [len(text) for text in dataset["text"]]
 
     def __iter__(self):
@@ -164,16 +195,33 @@ class EpochBatchSampler(DefaultBatchSampler):
         if self.drop_last and len(batches[-1]) < self.batch_size:
             batches.pop()
         for i in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[i]
+            whole = len(batches[i]) < get_world_size()
+            yield batches[i] if whole else batches[i][get_rank() :: get_world_size()]
 
 
 class HybridTrainer(SentenceTransformerTrainer):
     """`SentenceTransformerTrainer` whose checkpoints hold the head too, and not the frozen LLM."""
 
+    def get_train_dataloader(self):
+        # The sampler has divided the batches. accelerate would divide them too: it drops what is not full, and forgets
+        # the epoch when a run goes on in the middle of one.
+        dataloader = self._build_dataloader(self.train_dataset, self.args.train_batch_size, dataset_kind="train")
+        return prepare_data_loader(dataloader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+
     def _save(self, output_dir=None, state_dict=None):
         output_dir = Path(output_dir or self.args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         save_file(trained_state(self.model), output_dir / TRAINED_WEIGHTS)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        if get_world_size() > 1:
+            # The first process writes `trainer_state.json` next, which says that the checkpoint is complete.
+            distributed.barrier()
+
+    def _load_best_model(self):
+        # sentence-transformers would only log that it could not, and end with the last weights.
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, checkpoint_path):
         load_trained_state(self.model, checkpoint_path)
@@ -196,15 +244,23 @@ def load_trained_state(model: nn.Module, checkpoint_path):
         raise ValueError(f"{checkpoint_path} is of another model: missing {missing[:3]}, unexpected {unexpected[:3]}.")
 
 
-def last_complete_checkpoint(output_dir) -> str | None:
-    """The newest checkpoint that was written to its end; what a killed run left half-written is removed.
+def last_complete_checkpoint(output_dir, num_processes: int = 1) -> str | None:
+    """The newest checkpoint that was written to its end; what a killed run left half-written or half-deleted is removed.
 
-    The trainer writes a checkpoint's `trainer_state.json` last.
+    The trainer writes a checkpoint's `trainer_state.json` last, and deletes its files in any order.
     """
+    random_states = [f"rng_state_{process}.pth" for process in range(num_processes)]
+    needed = [TRAINED_WEIGHTS, OPTIMIZER_NAME, SCHEDULER_NAME]
+    needed += random_states if num_processes > 1 else ["rng_state.pth"]
     checkpoints = {}
     for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         try:
-            checkpoints[json.loads((path / "trainer_state.json").read_text())["global_step"]] = path
+            step = json.loads((path / TRAINER_STATE_NAME).read_text())["global_step"]
+            complete = all((path / name).exists() for name in needed)
         except (OSError, ValueError):
+            complete = False
+        if complete:
+            checkpoints[step] = path
+        else:
             shutil.rmtree(path)
     return str(checkpoints[max(checkpoints)]) if checkpoints else None

@@ -63,7 +63,9 @@ def main():
         "llm": args.llm,
         "encoder": args.encoder,
         "texts_per_second": speed,
-        "to_encode": statistics.median(run["corpus_texts_per_second"] / run["encode_texts_per_second"] for run in runs),
+        "to_encode": statistics.median(
+            run["corpus_texts_per_second"] / run["encode_texts_per_second"] for run in runs
+        ),
         "start_seconds": statistics.median(run["start_seconds"] for run in runs),
         "bytes_per_text": stored,
         "ten_billion_texts": {
@@ -73,7 +75,9 @@ def main():
         "runs": runs,
     }
     write_result(args.output, result)
-    print(f"{speed:.1f} texts/s, {result['to_encode']:.2f} times those of encode; start {result['start_seconds']:.0f} s")
+    print(
+        f"{speed:.1f} texts/s, {result['to_encode']:.2f} times those of encode; start {result['start_seconds']:.0f} s"
+    )
     print(f"10 billion texts: {CORPUS / speed / 3600:,.0f} hours of this machine")
     for precision, size in stored.items():
         print(f"{precision}: {size:.0f} bytes a text, 10 billion texts {CORPUS * size / 1e12:.1f} TB")

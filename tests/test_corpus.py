@@ -135,9 +135,12 @@ def test_smaller_precisions(precision, model):
     np.testing.assert_allclose(values, embeddings, atol=np.abs(embeddings).max() / 250)
 
 
+@pytest.mark.long
 def test_values_that_are_no_texts_have_a_null_embedding(trained_run, model, tmp_path, caplog):
     path = tmp_path / "texts.jsonl"
-    path.write_text('{"text": "A pan."}\n{"text": null}\n{"text": 7}\n{"text": "\\ud800"}\n{"other": 1}\n{"text": ""}\n')
+    path.write_text(
+        '{"text": "A pan."}\n{"text": null}\n{"text": 7}\n{"text": "\\ud800"}\n{"other": 1}\n{"text": ""}\n'
+    )
     encode_corpus(str(path), str(tmp_path / "out"), str(trained_run), precision="int8")
     table = read_output(tmp_path / "out")
     assert table["id"].to_pylist() == list(range(6))
@@ -145,10 +148,13 @@ def test_values_that_are_no_texts_have_a_null_embedding(trained_run, model, tmp_
     assert "4 rows hold no text" in caplog.text
 
 
+@pytest.mark.long
 def test_a_models_nan_stops_it_and_finished_shards_stay(parquet, final, tmp_path):
     weights = load_file(final / "model.safetensors")
     name = next(name for name in weights if "projector" in name)
-    save_file({**weights, name: torch.full_like(weights[name], float("nan"))}, final / "model.safetensors", {"format": "pt"})
+    save_file(
+        {**weights, name: torch.full_like(weights[name], float("nan"))}, final / "model.safetensors", {"format": "pt"}
+    )
     with pytest.raises(ValueError, match="NaN"):
         encode_corpus(parquet, str(tmp_path / "out"), str(final))
     assert not list((tmp_path / "out").glob("shard-*"))
