@@ -131,8 +131,13 @@ def read_shard(shard: Shard, text_column: str, id_column: str | None) -> tuple[p
         ids = table[id_column].combine_chunks() if id_column else pa.array(numbers, pa.int64())
         return ids, texts
     numbers, rows = _read_json_lines(shard)
-    ids = [row.get(id_column) for row in rows] if id_column else numbers
-    return pa.array(ids, None if id_column else pa.int64()), [row.get(text_column) for row in rows]
+    texts = [row.get(text_column) for row in rows]
+    if id_column is None:
+        return pa.array(numbers, pa.int64()), texts
+    try:
+        return pa.array([row.get(id_column) for row in rows]), texts
+    except (pa.ArrowException, OverflowError) as error:
+        raise ValueError(f"The values of {id_column!r} are not all of one type: {error}") from error
 
 
 def _read_parquet(shard: Shard, columns: list[str]) -> pa.Table:

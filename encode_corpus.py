@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,13 +28,15 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
+import backbones
 import corpus
 import encoding
 import llm_cache
 from backbones import backbone_revision, explained_load_errors, resolve_backbone
 from corpus import PRECISIONS, Shard, embedding_columns, find_files, is_text, plan_shards, read_shard, write_shard
 from encoding import encode
-from repository import write_json
+from llm_cache import remove_leftovers, write_whole
+from repository import refuse_unwritable, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +54,22 @@ class ShardEncoder:
     def __init__(self, model: str, revision: str | None, output: str, text_column, id_column, precision, threads):
         if threads:
             torch.set_num_threads(threads)
-        self.model = SentenceTransformer(model, revision=revision, trust_remote_code=True)
         self.output, self.precision = Path(output), precision
         self.text_column, self.id_column = text_column, id_column
+        remove_leftovers(output)  # of a worker that died on this machine
+        self.error = ""
+        try:
+            with explained_load_errors(model):
+                self.model = SentenceTransformer(model, revision=revision, trust_remote_code=True)
+        except (ValueError, OSError) as error:
+            self.error = str(error)
 
     def __call__(self, row: dict) -> dict:
         """Returns how many rows are done, and a failure as text: Ray would bury the exception under its own."""
         shard, without_embedding = Shard(**row), 0
         path = self.output / shard.name
+        if self.error:
+            return {"rows": 0, "without_embedding": 0, "error": self.error}
         try:
             if not path.exists():  # it does if the worker before this one died after writing it
                 without_embedding = self._encode(shard, path)
@@ -105,11 +116,10 @@ def encode_corpus(
     Raises:
         ValueError: `output` was made from other texts, by another model or with other settings; or see [`corpus`].
             Also where a worker could not read, embed or write a shard; the finished ones stay.
-        OSError: a file or the model is not found.
+        OSError: a file or the model is not found, or `output` cannot be written.
     """
     output = Path(output).resolve()
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"{output} is not a directory.")
+    refuse_unwritable(output)
     files = find_files(source, config, split)
     path = resolve_backbone(model)
     with explained_load_errors(model):
@@ -126,7 +136,7 @@ def encode_corpus(
     }
     output.mkdir(parents=True, exist_ok=True)
     _refuse_other(output / "manifest.json", manifest)
-    llm_cache.remove_leftovers(output)
+    remove_leftovers(output)
     shards = _plan(output, files, rows_per_shard, [text_column] + [id_column] * (id_column is not None))
     write_json(output / "manifest.json", {**manifest, "complete": False})
 
@@ -135,44 +145,59 @@ def encode_corpus(
         path = str(Path(path).resolve()) if Path(path).is_dir() else path
         arguments = (path, None if Path(path).is_dir() else commit, str(output), text_column, id_column, precision)
         _run(missing, sum(shard.rows for shard in shards), arguments, address, workers)
+        remove_leftovers(output)  # of workers that died meanwhile
     manifest |= {"complete": True, "rows": sum(shard.rows for shard in shards), "shards": len(shards)}
     write_json(output / "manifest.json", manifest)
     return manifest
 
 
 def _run(missing: list[Shard], total: int, arguments: tuple, address: str | None, workers: int | None):
-    """Encodes the missing shards on Ray, with a progress bar over all rows of the corpus."""
+    """Encodes the missing shards, with a progress bar over all rows of the corpus."""
+    without_embedding = 0
+    initial = total - sum(shard.rows for shard in missing)
+    with (
+        closing(_encoded_on_ray(missing, arguments, address, workers)) as encoded,
+        tqdm(total=total, initial=initial, desc="Encoding", unit=" texts", unit_scale=True) as progress,
+    ):
+        for row in encoded:
+            if row["error"]:
+                raise ValueError(row["error"])
+            progress.update(row["rows"])
+            without_embedding += row["without_embedding"]
+    if without_embedding:
+        logger.warning("%d rows hold no text and have a null embedding.", without_embedding)
+
+
+def _encoded_on_ray(missing: list[Shard], arguments: tuple, address: str | None, workers: int | None):
+    """Yields what workers, made with `arguments`, return of the missing shards, in the order in which they are done."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext, from_items
 
     local = {} if address else {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     ray.init(address=address or "local", logging_level=logging.ERROR, **local)
     try:
-        # The machines of a cluster need the packages, but no checkout: the code goes along.
-        for module in (corpus, encoding, llm_cache, sys.modules[ShardEncoder.__module__]):
-            ray.cloudpickle.register_pickle_by_value(module)
+        send_code_along(ray.cloudpickle)
         DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         workers, resources = _resources(ray.nodes(), workers)
         shards = from_items([asdict(shard) for shard in missing], override_num_blocks=min(len(missing), MAX_TASKS))
-        done = shards.map(
+        yield from shards.map(
             ShardEncoder,
             fn_constructor_args=(*arguments, int(resources.get("num_cpus", 0))),
             compute=ActorPoolStrategy(size=min(workers, len(missing)), max_tasks_in_flight_per_actor=2),
             **resources,
-        )
-        without_embedding = 0
-        initial = total - sum(shard.rows for shard in missing)
-        with tqdm(total=total, initial=initial, desc="Encoding", unit=" texts", unit_scale=True) as progress:
-            for row in done.iter_rows():
-                if row["error"]:
-                    raise ValueError(row["error"])
-                progress.update(row["rows"])
-                without_embedding += row["without_embedding"]
-        if without_embedding:
-            logger.warning("%d rows hold no text and have a null embedding.", without_embedding)
+        ).iter_rows()
     finally:
         ray.shutdown()
+
+
+def send_code_along(cloudpickle):
+    """The machines of a cluster need the packages, but no checkout.
+
+    What travels is what [`ShardEncoder`] names, and that must be functions: of a module that it named, all would travel.
+    """
+    for module in (backbones, corpus, encoding, llm_cache, sys.modules[ShardEncoder.__module__]):
+        cloudpickle.register_pickle_by_value(module)
 
 
 def _resources(nodes: list[dict], workers: int | None) -> tuple[int, dict]:
@@ -199,7 +224,7 @@ def _plan(output: Path, files, rows_per_shard, columns) -> list[Shard]:
     if not shards:
         raise ValueError(f"{files[0]}{' and the others' * (len(files) > 1)}: there are no rows.")
     table = pa.Table.from_pylist([asdict(shard) for shard in shards])
-    llm_cache.write_whole(path, lambda temporary: pq.write_table(table, temporary))
+    write_whole(path, lambda temporary: pq.write_table(table, temporary))
     return shards
 
 

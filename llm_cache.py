@@ -55,9 +55,9 @@ class LLMStateCache:
         self.directory = Path(cache_dir) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.llm_layers = llm_layers
         self.dtype = dtype
-        for layer in llm_layers:
-            self._layer_directory(layer).mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self._layer_directory(layer))
+        for directory in (self.directory, *map(self._layer_directory, llm_layers)):
+            directory.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(directory)
         key_file = self.directory / "key.json"
         if not key_file.exists():
             write_whole(key_file, lambda path: path.write_text(text))
@@ -205,15 +205,20 @@ def write_whole(path: Path, write):
 
 
 def temporary_path(path: Path) -> Path:
-    """Where this process writes what will become `path`; what killed processes left there of it is removed."""
-    remove_leftovers(path.parent, path.name)
+    """Where this process writes what will become `path`; see also [`remove_leftovers`]."""
+    if path.parent not in _LOOKED_THROUGH:
+        _LOOKED_THROUGH.add(path.parent)
+        remove_leftovers(path.parent)
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
-def remove_leftovers(directory: Path, name: str | None = None):
-    """Removes the temporary files and directories (of what was to become `name`) of this machine's killed processes."""
-    pattern = "*" if name is None else glob.escape(name)
-    for path in Path(directory).glob(f".{pattern}.{glob.escape(socket.gethostname())}.*.tmp"):
+# Before this process's first file alone: a directory of a million shards takes a while to list.
+_LOOKED_THROUGH = set()
+
+
+def remove_leftovers(directory: Path):
+    """Removes the temporary files and directories of this machine's killed processes."""
+    for path in Path(directory).glob(f".*.{glob.escape(socket.gethostname())}.*.tmp"):
         process = path.name.split(".")[-2]
         if process.isdecimal() and not _is_running(int(process)):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

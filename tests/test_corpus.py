@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 
 import corpus
 from corpus import find_files, plan_shards, read_shard
-from encode_corpus import encode_corpus
+from encode_corpus import ShardEncoder, encode_corpus, send_code_along
 
 COUNT = 50
 
@@ -121,6 +122,20 @@ def test_ids_embeddings_and_manifest(parquet, trained_run, model, tmp_path):
         encode_corpus(parquet, str(output), str(trained_run), id_column="name", rows_per_shard=20)
 
 
+@pytest.mark.long
+def test_a_worker_needs_no_checkout(parquet, trained_run, tmp_path, fresh_process):
+    from ray import cloudpickle
+
+    (shard,) = plan_shards(find_files(parquet), COUNT, ["text"])
+    (tmp_path / "out").mkdir()
+    arguments = (str(trained_run), None, str(tmp_path / "out"), "text", "name", "float32", 1)
+    send_code_along(cloudpickle)
+    (tmp_path / "pickle").write_bytes(cloudpickle.dumps((ShardEncoder, arguments, asdict(shard))))
+    code = f"import pickle; worker, arguments, row = pickle.load(open({str(tmp_path / 'pickle')!r}, 'rb')); "
+    assert "'rows': 50" in fresh_process(code + "print(worker(*arguments)(row))")
+    assert len(read_output(tmp_path / "out")) == COUNT
+
+
 @pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_smaller_precisions(precision, model):
     embeddings = model.encode(TEXTS)
@@ -173,7 +188,7 @@ def test_bad_input_is_one_clear_line(parquet, trained_run, tmp_path):
         (tmp_path / "damaged.parquet", "out", "is damaged"),
         (tmp_path / "empty.jsonl", "out", "there are no rows"),
         (tmp_path / "columns.parquet", "out", "has no column 'text'; it has other"),
-        (parquet, parquet, "is not a directory"),
+        (parquet, parquet, "is a file. Name another"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             encode_corpus(str(source), str(tmp_path / output), str(trained_run))

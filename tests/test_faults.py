@@ -28,6 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+import llm_cache
 from llm_cache import LLMStateCache, write_whole
 from modeling_hybrid import HybridModel
 from repository import written_whole
@@ -62,16 +63,19 @@ def names(directory: Path) -> set[str]:
 
 def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_not(dead, tmp_path):
     host = socket.gethostname()
-    others = {
-        f".results.json.{host}.{os.getppid()}.tmp",
-        f".results.json.elsewhere.{dead}.tmp",
-        f".other.json.{host}.{dead}.tmp",
-    }
-    leftover = tmp_path / f".results.json.{host}.{dead}.tmp"
-    for path in [leftover, *(tmp_path / name for name in others)]:
-        path.write_text('{"acc')
+    others = {f".results.json.{host}.{os.getppid()}.tmp", f".results.json.elsewhere.{dead}.tmp"}
+    for name in [f".results.json.{host}.{dead}.tmp", f".other.json.{host}.{dead}.tmp", *others]:
+        (tmp_path / name).write_text('{"acc')
     write_whole(tmp_path / "results.json", lambda path: path.write_text("{}"))
     assert names(tmp_path) == others | {"results.json"}
+
+
+def test_a_directory_is_looked_through_once_and_not_at_every_write(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(llm_cache, "remove_leftovers", looked.append)
+    for i in range(3):
+        write_whole(tmp_path / f"{i}.json", lambda path: path.write_text("{}"))
+    assert looked == [tmp_path]
 
 
 def test_a_directory_is_replaced_whole(dead, tmp_path, monkeypatch):
@@ -83,6 +87,7 @@ def test_a_directory_is_replaced_whole(dead, tmp_path, monkeypatch):
             f".final.{host}.{os.getpid()}.tmp",
         ):
             (tmp_path / leftover).mkdir()
+        llm_cache._LOOKED_THROUGH.clear()  # as in another process
         removed = []
         rmtree = shutil.rmtree
         with monkeypatch.context() as patch:
