@@ -156,7 +156,7 @@ def _run(missing: list[Shard], total: int, arguments: tuple, address: str | None
     without_embedding = 0
     initial = total - sum(shard.rows for shard in missing)
     with (
-        closing(_encoded_on_ray(missing, arguments, address, workers)) as encoded,
+        closing(_encoded(missing, arguments, address, workers)) as encoded,
         tqdm(total=total, initial=initial, desc="Encoding", unit=" texts", unit_scale=True) as progress,
     ):
         for row in encoded:
@@ -168,7 +168,7 @@ def _run(missing: list[Shard], total: int, arguments: tuple, address: str | None
         logger.warning("%d rows hold no text and have a null embedding.", without_embedding)
 
 
-def _encoded_on_ray(missing: list[Shard], arguments: tuple, address: str | None, workers: int | None):
+def _encoded(missing: list[Shard], arguments: tuple, address: str | None, workers: int | None):
     """Yields what workers, made with `arguments`, return of the missing shards, in the order in which they are done."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext, from_items

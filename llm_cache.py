@@ -198,7 +198,7 @@ def write_whole(path: Path, write):
     try:
         write(temporary)
         os.replace(temporary, path)
-    except SafetensorError as error:  # a full disk, e.g.
+    except (OSError, SafetensorError) as error:  # a full disk, e.g., and not every library names the file
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -13,12 +13,13 @@ import json
 import resource
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
+import encode_corpus
 import encoding
 import evaluate_mteb
 import train
@@ -156,6 +158,25 @@ def evaluate_door(case) -> dict:
     return json.loads(path.read_text())["scores"]["test"][0]
 
 
+def corpus_door(case) -> np.ndarray:
+    """The embeddings, NaN where they are null. The worker is in this process: Ray takes as long as ten rows to start."""
+    source = next(case.tmp_path.glob("corpus.*"), case.tmp_path / "corpus.jsonl")
+    if not source.exists():
+        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in case.texts))
+    output = case.tmp_path / "embeddings"
+
+    def encoded_here(missing, arguments, address, workers):
+        worker = encode_corpus.ShardEncoder(*arguments, threads=None)
+        return (worker(asdict(shard)) for shard in missing)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode_corpus, "_encoded", encoded_here)
+        run(case, encode_corpus.main, source, *(case.options or [output]), "--model", case.model)
+    shards = [pq.read_table(path) for path in sorted(output.glob("shard-*"))]
+    embeddings = [embedding for shard in shards for embedding in shard["embedding"].to_pylist()]
+    return np.array([[np.nan] * DIMENSION if embedding is None else embedding for embedding in embeddings])
+
+
 class TaskFailed(Exception):
     """evaluate_mteb.py reported a task that failed, and ended with status 1."""
 
@@ -167,8 +188,10 @@ DOORS = {
     "pipeline": pipeline,
     "train": train_door,
     "evaluate": evaluate_door,
+    "encode_corpus": corpus_door,
 }
 TEXT_DOORS = ("AutoModel", "SentenceTransformer", "encode", "pipeline")
+COMMANDS = ("train", "evaluate", "encode_corpus")
 MODEL_DOORS = (*TEXT_DOORS, "evaluate")
 
 
@@ -204,6 +227,11 @@ def file(content, name="train.jsonl", *options):
         case.options = ["--train_file", path, *options]
 
     return spoil
+
+
+def corpus(content, name="corpus.jsonl"):
+    """A corpus, byte by byte."""
+    return lambda case: (case.tmp_path / name).write_bytes(content)
 
 
 def options(*values):
@@ -290,7 +318,15 @@ def mislabelled_cache(case):
     key.write_text(key.read_text().replace("64", "65"))
 
 
-def full_disk(file_bytes):
+def output_of_another_model(case):
+    """It lay in the same directory, and embedded the same texts."""
+    path = case.own("model")
+    corpus_door(case)
+    case.model = str(path)
+    weights("model", lambda tensors: tensors[WHOLE["llm"]].mul_(-3))(case)
+
+
+def full_disk(file_bytes, texts=TEXTS):
     """No file can grow beyond `file_bytes`: the kernel refuses the write, as on a full disk."""
 
     @contextlib.contextmanager
@@ -303,6 +339,7 @@ def full_disk(file_bytes):
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     def spoil(case):
+        case.texts = texts
         case.around.append(limited)
 
     return spoil
@@ -351,6 +388,19 @@ def cut(case, result):
     as_good_text(case, result)
 
 
+def null_at(*rows):
+    """These texts have no embedding, the others are good."""
+
+    def check(case, result):
+        null = np.isnan(result).all(axis=1)
+        assert np.flatnonzero(null).tolist() == list(rows)
+        case.texts = [text for text, is_null in zip(case.texts, null, strict=True) if not is_null]
+        if case.texts:
+            as_good_text(case, result[~null])
+
+    return check
+
+
 def nothing(*shape):
     def check(case, result):
         assert np.shape(result) == shape
@@ -396,6 +446,7 @@ def reference(directory: str):
 # The table
 
 LONG = " ".join(f"word{i % 97}" for i in range(100_000))
+MANY_TEXTS = [f"{text} {i}" for i, text in enumerate(TEXTS * 25)]
 CONTROL = ["\x00", "a\x00b", "\x07\x1b[31m", "\u200b\ufeff", "\x7f\x85\u2028"]
 RIGHT_TO_LEFT = ["مرحبا بالعالم", "שלום עולם", "\u202eright\u202c to left"]
 EMOJI = ["👍", "👩‍👩‍👧‍👦 at home", "🇫🇷🏳️‍🌈", "e\u0301 é ｆｕｌｌ"]
@@ -417,20 +468,26 @@ ODD_ROWS = rows(*labelled(*(text for group in SOME_TEXTS.values() for text in gr
 
 # (name of the input, the input, door, outcome)
 ROWS = [
-    *((name, texts(value), door, as_good_text) for name, value in SOME_TEXTS.items() for door in TEXT_DOORS),
-    *(("100,000 words", texts([LONG, "short"]), door, cut) for door in TEXT_DOORS),
+    *(
+        (name, texts(value), door, as_good_text)
+        for name, value in SOME_TEXTS.items()
+        for door in (*TEXT_DOORS, "encode_corpus")
+    ),
+    *(("100,000 words", texts([LONG, "short"]), door, cut) for door in (*TEXT_DOORS, "encode_corpus")),
     ("empty list", texts([]), "AutoModel", (IndexError, "list index out of range")),
     ("empty list", texts([]), "SentenceTransformer", nothing(0)),
     ("empty list", texts([]), "encode", nothing(0, DIMENSION)),
     ("empty list", texts([]), "pipeline", (IndexError, "list index out of range")),
     ("empty list", rows(of=[]), "train", (SystemExit, "has no rows")),
     ("empty list", rows(of=[]), "evaluate", (TaskFailed, "FAILED EmotionClassification")),
+    ("empty list", texts([]), "encode_corpus", (SystemExit, "there are no rows")),
     ("None", texts(["a", None]), "AutoModel", (TypeError, "TextInputSequence")),
     ("None", texts(["a", None]), "SentenceTransformer", (ValueError, "Unsupported input type: NoneType")),
     ("None", texts(["a", None]), "encode", (TypeError, "Text 1 is not a string but NoneType")),
     ("None", texts(["a", None]), "pipeline", (ValueError, "You need to specify either `text`")),
     ("None", rows({"text": None, "label": 1}), "train", (SystemExit, "row 32: 'text' is None, not a text")),
     ("None", rows({"text": None, "label": 1}), "evaluate", (TaskFailed, "FAILED EmotionClassification")),
+    ("None", texts(["a", None]), "encode_corpus", null_at(1)),
     ("None as a label", rows({"text": "a", "label": None}), "train", (SystemExit, "'label' is None, not a label")),
     ("numbers", texts([3, 4.5]), "AutoModel", (ValueError, "text input must be of type `str`")),
     ("numbers", texts([3, 4.5]), "SentenceTransformer", (ValueError, "Unsupported input type: int")),
@@ -438,6 +495,7 @@ ROWS = [
     ("numbers", texts([3, 4.5]), "pipeline", (ValueError, "text input must be of type `str`")),
     ("numbers", rows(of=[{"text": i, "label": i % 2} for i in range(9)]), "train", (SystemExit, "0, not a text")),
     ("numbers", rows(of=[{"text": i, "label": i % 2} for i in range(9)]), "evaluate", measured),
+    ("numbers", texts([3, 4.5]), "encode_corpus", null_at(0, 1)),
     ("a string, not a list", texts("abc"), "encode", (TypeError, "a list of texts")),
     ("lone surrogates", texts(["a \ud800 b"]), "AutoModel", (TypeError, "TextInputSequence")),
     ("lone surrogates", texts(["a \ud800 b"]), "SentenceTransformer", (TypeError, "TextInputSequence")),
@@ -445,6 +503,7 @@ ROWS = [
     ("lone surrogates", texts(["a \ud800 b"]), "pipeline", (TypeError, "TextInputSequence")),
     ("lone surrogates", rows({"text": "\ud800", "label": 1}), "train", (SystemExit, "or is not json")),
     ("lone surrogates", rows({"text": "\ud800", "label": 1}), "evaluate", (TaskFailed, "FAILED Emotion")),
+    ("lone surrogates", texts(["", "a \ud800 b"]), "encode_corpus", null_at(1)),
     ("all odd texts at once", ODD_ROWS, "train", trained),
     ("all odd texts at once", ODD_ROWS, "evaluate", measured),
     # Data
@@ -485,6 +544,24 @@ ROWS = [
         trained,
     ),
     ("one label with one text", rows({"text": "alone", "label": 2}), "evaluate", measured),
+    (
+        "JSON lines without the column",
+        corpus(b'{"other": "a"}\n'),
+        "encode_corpus",
+        (SystemExit, "no column 'text'; it has other"),
+    ),
+    ("half of JSON lines", corpus(b'{"text": "a"}\n{"te'), "encode_corpus", (SystemExit, "line 2 is not JSON")),
+    ("JSON lines in Latin-1", corpus(b'{"text": "caf\xe9"}\n'), "encode_corpus", (SystemExit, "line 1 is not JSON")),
+    ("half a Parquet file", corpus(b"PAR1half", "corpus.parquet"), "encode_corpus", (SystemExit, "is damaged")),
+    (
+        "ids of several types",
+        lambda case: (
+            corpus(b'{"text": "a", "id": "x"}\n{"text": "b", "id": 1}\n')(case),
+            options("TMP/embeddings", "--id-column", "id")(case),
+        ),
+        "encode_corpus",
+        (SystemExit, "'id' are not all of one type"),
+    ),
     # Weights
     *(
         ("NaN in weights", weights("model", with_nan(WHOLE["llm"])), door, (ValueError, "NaN or infinity"))
@@ -501,6 +578,7 @@ ROWS = [
         (ValueError, "logits contain NaN"),
     ),
     ("NaN in weights", weights("model", with_nan(WHOLE["llm"])), "evaluate", (TaskFailed, "NaN or infinity")),
+    ("NaN in weights", weights("model", with_nan(WHOLE["llm"])), "encode_corpus", (SystemExit, "NaN or infinity")),
     (
         "NaN in weights",
         weights("llm", with_nan("layers.0.mlp.down_proj.weight")),
@@ -516,6 +594,7 @@ ROWS = [
     *(("a truncated weights file", truncated("model"), door, (OSError, "are damaged")) for door in TEXT_DOORS[:3]),
     ("a truncated weights file", truncated("model"), "pipeline", (ValueError, "are damaged")),
     ("a truncated weights file", truncated("model"), "evaluate", (SystemExit, "are damaged")),
+    ("a truncated weights file", truncated("model"), "encode_corpus", (SystemExit, "are damaged")),
     ("a truncated weights file", truncated("llm"), "train", (SystemExit, "Could not load")),
     ("a truncated weights file", truncated("encoder"), "train", (SystemExit, "Could not load")),
     *(
@@ -528,6 +607,7 @@ ROWS = [
         for door in TEXT_DOORS
     ),
     ("a missing tensor", weights("model", without(WHOLE["missing"])), "evaluate", (SystemExit, "lacks weights")),
+    ("a missing tensor", weights("model", without(WHOLE["missing"])), "encode_corpus", (SystemExit, "lacks weights")),
     (
         "a missing tensor",
         weights("encoder", without("encoder.layer.0.output.dense.weight")),
@@ -552,6 +632,12 @@ ROWS = [
     ),
     (
         "a tensor of another shape",
+        weights("model", halved(WHOLE["missing"])),
+        "encode_corpus",
+        (SystemExit, "another shape"),
+    ),
+    (
+        "a tensor of another shape",
         weights("llm", halved("layers.0.mlp.down_proj.weight")),
         "train",
         (SystemExit, "another shape"),
@@ -563,24 +649,36 @@ ROWS = [
         for door in TEXT_DOORS
     ),
     ("a layer too deep", layers_in_config([99]), "evaluate", (SystemExit, "layers are 1 to 7")),
+    ("a layer too deep", layers_in_config([99]), "encode_corpus", (SystemExit, "layers are 1 to 7")),
     ("a layer too deep", options("--llm_layers", "99"), "train", (SystemExit, "layers are 1 to 7")),
     *(
         ("a missing tokenizer", missing_tokenizer("model"), door, ((OSError, ValueError), "tokenizer"))
         for door in TEXT_DOORS
     ),
     ("a missing tokenizer", missing_tokenizer("model"), "evaluate", (SystemExit, "tokenizer")),
+    ("a missing tokenizer", missing_tokenizer("model"), "encode_corpus", (SystemExit, "tokenizer")),
     ("a missing tokenizer", missing_tokenizer("llm"), "train", (SystemExit, "tokenizer")),
     # The machine
     ("a cache of another model", cache_of_another_model, "train", trained_as_without_a_cache),
     ("a cache under another's name", mislabelled_cache, "train", (SystemExit, "the states of another model")),
+    ("an output of another model", output_of_another_model, "encode_corpus", (SystemExit, "another model")),
     ("a full disk", full_disk(20_000), "train", (SystemExit, "File too large")),
     ("a full disk", full_disk(4_000), "evaluate", (TaskFailed, "File too large")),
+    (
+        "a full disk",
+        full_disk(8_000, MANY_TEXTS),
+        "encode_corpus",
+        (SystemExit, "shard-00000000.parquet could not be written: .*File too large"),
+    ),
     *(("no network", offline("model"), door, (OSError, "couldn.t connect|offline mode")) for door in TEXT_DOORS),
     ("no network", offline("model"), "evaluate", (SystemExit, "Without the Hub, use the offline pair")),
+    ("no network", offline("model"), "encode_corpus", (SystemExit, "Without the Hub, use the offline pair")),
     ("no network", offline("llm"), "train", (SystemExit, "Without the Hub, use the offline pair")),
     ("not found", on_the_hub("some/missing"), "evaluate", (SystemExit, "There is no some/missing on the Hub")),
+    ("not found", on_the_hub("some/missing"), "encode_corpus", (SystemExit, "There is no some/missing on the Hub")),
     ("not found", on_the_hub("some/missing", part="llm"), "train", (SystemExit, "There is no some/missing or")),
     ("gated", on_the_hub("some/gated"), "evaluate", (SystemExit, "some/gated is gated. Accept its licence")),
+    ("gated", on_the_hub("some/gated"), "encode_corpus", (SystemExit, "some/gated is gated. Accept its licence")),
     ("gated", on_the_hub("some/gated", part="llm"), "train", (SystemExit, "is gated. Accept its licence")),
     (
         "a directory that cannot be made",
@@ -595,17 +693,19 @@ ROWS = [
         "evaluate",
         (SystemExit, "is a file. Name"),
     ),
+    ("a directory that cannot be made", options("/dev/null/x"), "encode_corpus", (SystemExit, "is a file. Name")),
 ]
 
 # The inputs of which every door in the tuple has a row.
 CONCERNS = {
-    **dict.fromkeys([*SOME_TEXTS, "100,000 words"], TEXT_DOORS),
+    **dict.fromkeys([*SOME_TEXTS, "100,000 words"], (*TEXT_DOORS, "encode_corpus")),
     **dict.fromkeys(["empty list", "None", "numbers", "lone surrogates", "NaN in weights"], tuple(DOORS)),
     **dict.fromkeys(["a truncated weights file", "a missing tensor", "a tensor of another shape"], tuple(DOORS)),
     **dict.fromkeys(["a layer too deep", "a missing tokenizer", "no network"], tuple(DOORS)),
     **dict.fromkeys(["a single label", "one label with one text", "all odd texts at once"], ("train", "evaluate")),
-    **dict.fromkeys(["a full disk", "not found", "gated", "a directory that cannot be made"], ("train", "evaluate")),
+    **dict.fromkeys(["a full disk", "not found", "gated", "a directory that cannot be made"], COMMANDS),
     **dict.fromkeys(["a CSV without the columns", "unknown labels", "a cache of another model"], ("train",)),
+    **dict.fromkeys(["JSON lines without the column", "an output of another model"], ("encode_corpus",)),
 }
 
 
@@ -632,13 +732,20 @@ def test_every_input_has_its_rows():
     assert {door for _, door in rows} == set(DOORS)
 
 
-@pytest.mark.parametrize("door,file_bytes,check", [("train", 20_000, trained), ("evaluate", 4_000, measured)])
-def test_after_a_full_disk_the_same_command_succeeds(door, file_bytes, check, case):
+@pytest.mark.parametrize(
+    "door,disk,check",
+    [
+        ("train", full_disk(20_000), trained),
+        ("evaluate", full_disk(4_000), measured),
+        ("encode_corpus", full_disk(8_000, MANY_TEXTS), as_good_text),
+    ],
+)
+def test_after_a_full_disk_the_same_command_succeeds(door, disk, check, case):
     """And nothing half-written bears a final name."""
-    full_disk(file_bytes)(case)
+    disk(case)
     with pytest.raises((SystemExit, TaskFailed)):
         DOORS[door](case)
-    assert not list(case.tmp_path.rglob("EmotionClassification.json"))
+    assert not [*case.tmp_path.rglob("EmotionClassification.json"), *case.tmp_path.rglob("shard-*")]
     case.around.clear()
     check(case, DOORS[door](case))
 
