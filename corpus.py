@@ -220,4 +220,7 @@ def embedding_columns(embeddings: np.ndarray, present: np.ndarray, precision: st
 
 def write_shard(path: Path, ids: pa.Array, columns: dict[str, pa.Array]):
     """Writes a shard, which appears whole or not at all."""
-    write_whole(path, partial(pq.write_table, pa.table({"id": ids, **columns}), compression="zstd"))
+    # Floats hardly ever come twice, and a dictionary of them is space and time for nothing; int8 has 256 values.
+    dictionary = [] if pa.types.is_floating(columns["embedding"].type.value_type) else ["embedding.list.element"]
+    table = pa.table({"id": ids, **columns})
+    write_whole(path, partial(pq.write_table, table, compression="zstd", use_dictionary=dictionary))

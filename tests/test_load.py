@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from encoding import encode
 
 THREADS = 8
+WARM_UP_TEXTS = 50_000
 SOAK_SECONDS = 180
 
 
@@ -51,16 +52,26 @@ def test_threads_give_what_one_thread_gives(model, way, hurried_threads):
 
 @pytest.mark.long
 def test_memory_stays_flat(model):
-    """An hour's soak, scaled: resident memory grows by less than 2% after the first third."""
-    process, generator = psutil.Process(), random.Random(0)
-    start, marks, texts = time.monotonic(), {}, 0
-    for third in (1, 2, 3):
-        while time.monotonic() - start < SOAK_SECONDS * third / 3:
+    """An hour's soak, scaled: resident memory grows by less than 2%, once two caches of bounded size are full.
+
+    They are the tokenizer's, of 10,000 words, and oneDNN's, of matrix products by their shape: without them it grows by
+    nothing.
+    """
+    process, generator, texts, marks = psutil.Process(), random.Random(0), 0, []
+
+    def soak(is_over):
+        nonlocal texts
+        while not is_over():
             batch = varied_texts(generator, generator.randint(1, 200))
             (encode if texts % 2 else SentenceTransformer.encode)(model, batch)
             texts += len(batch)
         gc.collect()
-        marks[third] = process.memory_info().rss
-    print(f"{texts} texts; resident MB after each third: {[round(mark / 1e6, 1) for mark in marks.values()]}")
-    assert texts > 1000
-    assert marks[3] < marks[1] * 1.02
+        marks.append(round(process.memory_info().rss / 1e6, 1))
+
+    soak(lambda: texts >= WARM_UP_TEXTS)
+    start = time.monotonic()
+    for third in (1, 2, 3):
+        soak(lambda: time.monotonic() - start >= SOAK_SECONDS * third / 3)
+    print(f"\n{texts} texts; resident MB after {WARM_UP_TEXTS} and after each third of the others: {marks}")
+    assert texts > WARM_UP_TEXTS + 1000
+    assert max(marks) < marks[0] * 1.02
