@@ -70,7 +70,8 @@ def export(directory: Path, int8: bool = True) -> Path:
 
     The LLM's blocks are written in float32 and its token embeddings in the precision in which they are stored. The
     int8 version quantises the weights of the linear layers, a scale for each output, and their inputs as they come, a
-    scale for each matrix, so that an embedding depends a little on the texts beside it.
+    scale for each matrix, so that an embedding depends a little on the texts beside it. The second layers of the MLPs stay
+    in float32: see [`_outlier_products`].
 
     Raises:
         ValueError: `directory` does not hold a hybrid, or the ONNX model does not compute what the torch model does.
@@ -125,6 +126,7 @@ def export(directory: Path, int8: bool = True) -> Path:
                     full,
                     quantized,
                     op_types_to_quantize=["MatMul", "Gemm"],  # not the token embeddings, which are only looked up
+                    nodes_to_exclude=_outlier_products(full, config),
                     per_channel=True,
                     # 7 bits: without VNNI units, sums of two 8-bit products overflow 16 bits.
                     reduce_range=True,
@@ -134,6 +136,23 @@ def export(directory: Path, int8: bool = True) -> Path:
             distance = _largest_distance(quantized, embedder, tokenizer, onnxruntime)
             logger.info("model_qint8.onnx is within %.1e of it", distance)
     return directory / "onnx"
+
+
+def _outlier_products(path: Path, config) -> list[str]:
+    """The nodes of `path` that are second layers of an MLP, of the LLM or the encoder.
+
+    What enters them has outliers, the massive activations' origin (Sun et al. 2024, arXiv:2402.17762): with one scale for
+    all of it, 8 bits change the product of a typical token by 20 to 56% in Gemma 3 270M, those of the other layers by 2 to
+    18%.
+    """
+    import onnx
+
+    networks = [network for network in (config.llm_config, config.encoder_config) if network]
+    shapes = [(network.intermediate_size, network.hidden_size) for network in networks]
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+    products = (node for node in graph.node if node.op_type in ("MatMul", "Gemm"))
+    return [node.name for node in products if weights.get(node.input[1]) in shapes]
 
 
 def _largest_distance(path: Path, embedder: _Embedder, tokenizer, onnxruntime) -> float:

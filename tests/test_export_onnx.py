@@ -1,6 +1,7 @@
 import shutil
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -65,6 +66,13 @@ def test_onnx_models_compute_what_torch_does(exported):
     int8 = load_onnx(exported, "model_qint8.onnx").encode(texts)
     assert cosine_distances(int8, expected).max() < 0.02
     assert np.abs(int8 - expected).max() > 1e-5, "nothing was quantised"
+
+
+def test_int8_leaves_the_second_layers_of_the_mlps_in_float32(exported, hybrid):
+    graph = onnx.load(exported / "onnx/model_qint8.onnx", load_external_data=False).graph
+    blocks, encoder_layers = len(hybrid.llm.layers), hybrid.config.encoder_config.num_hidden_layers
+    quantized = sum(node.op_type == "MatMulInteger" for node in graph.node)
+    assert quantized == 6 * blocks + 1 + 5 * encoder_layers  # of 7, the projector, and of 6
 
 
 def test_onnxruntime_alone(exported):
