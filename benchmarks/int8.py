@@ -50,7 +50,9 @@ def main():
     layers = models["torch float32"][0].auto_model.config.llm_layers
     write_result(args.output, {"llm_layers": layers, "texts_per_second": rates, "int8_times_as_fast_as": ratios})
     for name, values in ratios.items():
-        print(f"int8 is {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}) times as fast as {name}")
+        print(
+            f"int8 is {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}) times as fast as {name}"
+        )
 
 
 if __name__ == "__main__":
