@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python demo.py
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-all: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m "long or not long"

@@ -446,7 +446,7 @@ def reference(directory: str):
 # The table
 
 LONG = " ".join(f"word{i % 97}" for i in range(100_000))
-MANY_TEXTS = [f"{text} {i}" for i, text in enumerate(TEXTS * 25)]
+MANY_TEXTS = [f"{text} {i}" for i, text in enumerate(TEXTS * 60)]
 CONTROL = ["\x00", "a\x00b", "\x07\x1b[31m", "\u200b\ufeff", "\x7f\x85\u2028"]
 RIGHT_TO_LEFT = ["مرحبا بالعالم", "שלום עולם", "\u202eright\u202c to left"]
 EMOJI = ["👍", "👩‍👩‍👧‍👦 at home", "🇫🇷🏳️‍🌈", "e\u0301 é ｆｕｌｌ"]
