@@ -144,8 +144,8 @@ def _write_scaled(path: Path, scaled: Path):
 
     It computes the same, but 8 bits hold it: quantisation has one scale for all that enters a product, and a few tokens are
     far larger than the others ("massive activations", Sun et al. 2024, arXiv:2402.17762). In front of the second layers of
-    Gemma 3 270M's MLPs they leave so little of those 8 bits that the product of a typical token is off by 20 to 100%; with
-    a scale a token by 5% at most.
+    Gemma 3 270M's MLPs they leave so little of the 8 bits that the product of a typical token is off by 20 to 56%; with a
+    scale for each token by 5% at most.
     """
     import onnx
     from onnx import helper

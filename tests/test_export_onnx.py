@@ -68,7 +68,7 @@ def test_onnx_models_compute_what_torch_does(exported):
     assert np.abs(int8 - expected).max() > 1e-5, "nothing was quantised"
 
 
-def test_int8_takes_every_linear_layer_and_a_scale_for_each_token(exported, hybrid, tmp_path):
+def test_int8_takes_every_linear_layer_and_a_scale_for_each_token(exported, hybrid):
     graph = onnx.load(exported / "onnx/model_qint8.onnx", load_external_data=False).graph
     layers = [module for module in hybrid.modules() if isinstance(module, torch.nn.Linear)]
     assert sum(node.op_type == "MatMulInteger" for node in graph.node) == len(layers)
