@@ -273,6 +273,11 @@ def fit(model_args, data_args, args, settings: dict, hybrid_module=HybridModule)
     head = ClassificationHead(first.get_embedding_dimension(), len(texts.label_names))
     model = SentenceTransformer(modules=[first, pooling, head], device=args.device)
 
+    if args.world_size > 1 and isinstance(first, HybridModule):
+        # Weights are the first process's, as torch has it; sentence-transformers leaves each process its own buffers.
+        for buffer in first.model.standardizer.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
     args.learning_rate_mapping = {r"\.classifier\.": args.head_learning_rate}
     if any(".projector." in name for name, _ in model.named_parameters()):
         args.learning_rate_mapping[r"\.projector\."] = args.projector_learning_rate

@@ -102,7 +102,6 @@ def assert_same_training(one: Path, two: Path, start: Path):
     way = (first - untrained).norm()
     assert way > 0.01
     distance = ((second - first).norm() / way).item()
-    print("DIST", distance)
     assert distance < NOISE
 
 
