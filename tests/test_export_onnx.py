@@ -102,9 +102,9 @@ def test_the_files_name_no_path_of_this_machine(exported):
 
 
 def test_mteb_measures_the_exported_model(exported, dataset_root, tmp_path, monkeypatch, capsys):
-    for onnx in ([], ["--onnx", "model.onnx"]):
+    for option in ([], ["--onnx", "model.onnx"]):
         task = ["--tasks", "AmazonCounterfactual", "--dataset-root", dataset_root, "--results", str(tmp_path)]
-        monkeypatch.setattr("sys.argv", ["evaluate_mteb.py", "run", str(exported), *task, *onnx])
+        monkeypatch.setattr("sys.argv", ["evaluate_mteb.py", "run", str(exported), *task, *option])
         with pytest.raises(SystemExit) as stopped:
             evaluate_mteb.main()
         assert stopped.value.code == 0
