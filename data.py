@@ -1,6 +1,7 @@
 """Labelled texts for training: an MTEB task's train split, a Hub dataset, or a file with text and label columns."""
 
 import hashlib
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ _FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"
 @dataclass
 class LabelledTexts:
     """`train` and `validation` (None without one) have the columns `text` and `label`, a number from 0 that counts in
-    `label_names`; `source` says where they come from."""
+    `label_names`; `source` says where they come from. `unlabelled` are the texts of all training data: those of `train`,
+    and with `texts_per_label` the others too."""
 
     train: Dataset
     validation: Dataset | None
     label_names: list[str]
     source: str
+    unlabelled: list[str]
 
 
 def load_labelled_texts(
@@ -35,15 +38,18 @@ def load_labelled_texts(
     label_column: str = "label",
     train_split: str = "train",
     validation_share: float = 0.1,
+    texts_per_label: int | None = None,
     seed: int = 42,
 ) -> LabelledTexts:
     """Loads exactly one of `task`, `dataset` and `train_file`.
 
     The validation texts are the data's own validation split or `validation_file`, else a stratified share of the
-    training texts; with `validation_share=0` there are none. A test split is never used.
+    training texts; with `validation_share=0` there are none. A test split is never used. With `texts_per_label`, only so
+    many training texts of each label are kept, drawn with `seed`, or all where there are fewer.
 
     Raises:
-        ValueError: the data lack a split or a column, hold something that is not a text, or have fewer than two labels.
+        ValueError: the data lack a split or a column, hold something that is not a text, or have fewer than two labels;
+            `texts_per_label` is below 1.
         FileNotFoundError: a file does not exist.
     """
     if sum(source is not None for source in (task, dataset, train_file)) != 1:
@@ -80,7 +86,10 @@ def load_labelled_texts(
             validation = _select(splits[own], text_column, label_column, label_names, f"{source} ({own})")
         else:
             train, validation = _split(train, len(label_names), validation_share, seed)
-    return LabelledTexts(train, validation, label_names, source)
+    unlabelled = list(train["text"])
+    if texts_per_label is not None:
+        train = _draw(train, texts_per_label, seed)
+    return LabelledTexts(train, validation, label_names, source, unlabelled)
 
 
 def local_dataset(dataset_root: str, repository: str) -> dict[str, str]:
@@ -182,3 +191,16 @@ def _split(train: Dataset, num_labels: int, share: float, seed: int) -> tuple[Da
             "Give a validation file, or train without one: --validation_share 0."
         ) from error
     return tuple(Dataset.from_dict(part.to_dict()) for part in (parts["train"], parts["test"]))
+
+
+def _draw(train: Dataset, texts_per_label: int, seed: int) -> Dataset:
+    """`texts_per_label` random texts of each label: with the same seed, more of them contain fewer."""
+    if texts_per_label < 1:
+        raise ValueError(f"--texts_per_label {texts_per_label}: it must be at least 1.")
+    shuffled = train.shuffle(seed=seed)
+    rows, drawn = [], Counter()
+    for row, label in enumerate(shuffled["label"][:]):
+        if drawn[label] < texts_per_label:
+            drawn[label] += 1
+            rows.append(row)
+    return Dataset.from_dict(shuffled[rows])

@@ -66,12 +66,19 @@ def main():
         "--kinds",
         nargs="+",
         default=["llm", "encoder-untrained", "encoder", "hybrid", "merged"],
-        choices=["llm", "encoder-untrained", "encoder", "hybrid", "merged"],
-        help="merged: the hybrid on its four best layers, by max and by mean",
+        choices=["llm", "encoder-untrained", "encoder", "hybrid", "merged", "merged-llm"],
+        help="merged: the hybrid on its four best layers, by max and by mean; merged-llm: the LLM alone on the same",
     )
     sweep_parser.add_argument("--layers", nargs="+", type=int, help="of llm and hybrid; all by default")
     sweep_parser.add_argument("--merge", nargs="+", type=int, help="merge these layers, not the four best")
+    sweep_parser.add_argument("--pooling", nargs="+", default=["max", "mean"], choices=["max", "mean"], help="of --merge")
     sweep_parser.add_argument("--train-split", default="validation", help="validation: the report's texts; or train")
+    sweep_parser.add_argument(
+        "--texts-per-label", type=int, metavar="N", help="train on N texts of each label, drawn with the seed"
+    )
+    sweep_parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of train.py, e.g. num_train_epochs=10"
+    )
     sweep_parser.add_argument("--recipe", default="tuned", choices=["tuned", "paper"], help="ours, or the report's")
     sweep_parser.add_argument("--seeds", nargs="+", type=int, default=[33], help="33 is the report's")
     sweep_parser.add_argument("--results", default="results/sweep", help="where the points are kept")
@@ -160,7 +167,9 @@ def sweep(args) -> int:
         args.results,
         args.dataset_root,
         args.llm_cache_dir,
-        recipe=args.recipe,
+        parse_settings(args.set),
+        args.recipe,
+        args.texts_per_label,
     )
     layers = args.layers or range(1, runner.depth + 1)
     points = [Point(kind, args.seeds[0]) for kind in args.kinds if kind == "encoder-untrained"]
@@ -169,9 +178,15 @@ def sweep(args) -> int:
         points += [Point(kind, seed) for kind in args.kinds if kind == "encoder"]
         points += [Point(kind, seed, (layer,)) for kind in args.kinds if kind == "hybrid" for layer in layers]
     results = runner.run(points)
-    if "merged" in args.kinds:
+    if merges := {"merged", "merged-llm"} & set(args.kinds):
         merge = tuple(args.merge or runner.best_layers("hybrid", args.seeds))
-        merged = [Point("hybrid", seed, merge, pooling) for seed in args.seeds for pooling in ("max", "mean")]
+        merged = [Point("llm", args.seeds[0], merge, pooling) for pooling in args.pooling if "merged-llm" in merges]
+        merged += [
+            Point("hybrid", seed, merge, pooling)
+            for seed in args.seeds
+            for pooling in args.pooling
+            if "merged" in merges
+        ]
         results += runner.run(merged)
     print(f"{'point':<32} {'accuracy':>8} {'F1':>8} {'head':>8} {'seconds':>8}")
     for result in results:
@@ -180,6 +195,22 @@ def sweep(args) -> int:
         head = f"{result['head']['accuracy']:8.4f}" if "head" in result else " " * 8
         print(f"{name:<32} {result['accuracy']:8.4f} {result['f1']:8.4f} {head} {result['seconds']:8.1f}")
     return 0
+
+
+def parse_settings(pairs: list[str]) -> dict:
+    """`name=value` pairs as `train.py` reads `--name value`; those of models and of training."""
+    from train import parse_arguments
+
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise ValueError(f"--set {' '.join(wrong)}: write NAME=VALUE.")
+    values = dict(pair.split("=", 1) for pair in pairs)
+    model_args, _, training = parse_arguments([part for name, value in values.items() for part in (f"--{name}", value)])
+    settings = {**vars(model_args), **vars(training)}
+    unknown = sorted(set(values) - set(settings))
+    if unknown:
+        raise ValueError(f"--set {', '.join(unknown)}: only settings of models and of training can be set.")
+    return {name: settings[name] for name in values}
 
 
 def report(args) -> int:

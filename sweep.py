@@ -8,8 +8,9 @@ import copy
 import json
 import logging
 import shutil
+import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -19,13 +20,15 @@ import torch
 from mteb.models.abs_encoder import AbsEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import normalize
 from torch import nn
 from transformers import AutoConfig
 
 from backbones import resolve_backbone
 from data import load_labelled_texts
 from encoding import encode
-from modeling_hybrid import HybridModel
+from modeling_hybrid import HiddenStateStandardizer, HybridModel
 from repository import write_json
 from tasks import get_task, task_splits, with_list_columns
 from train import DataArguments, HybridTrainingArguments, ModelArguments, build_encoder, build_hybrid, fit
@@ -123,8 +126,11 @@ class Sweep:
         results: the directory of the points' files, kept below `<task>/<recipe>/<train split>`.
         dataset_root: a local mirror of the Hub's datasets.
         llm_cache_dir: where LLM states are kept.
-        training: further training arguments.
+        settings: further settings of `train.py`, kept with each point.
         recipe: a name in `RECIPES`: `tuned` is train.py's own, `paper` that of the report.
+        texts_per_label: train on so many texts of each label, drawn with the point's seed; the others of the split, without
+            their labels, still serve the statistics and the projector's start. The last checkpoint counts: validation
+            texts would be more labels.
     """
 
     def __init__(
@@ -136,8 +142,9 @@ class Sweep:
         results,
         dataset_root=None,
         llm_cache_dir=None,
-        training=None,
+        settings=None,
         recipe="tuned",
+        texts_per_label=None,
     ):
         self.task = get_task(task, dataset_root=dataset_root)
         self.task.load_data()  # mteb neither loads again nor unloads what is loaded, so one load serves all points
@@ -148,13 +155,21 @@ class Sweep:
             "task": name,
             "dataset_root": dataset_root,
             "train_split": train_split,
-            "validation_share": 0.0 if train_split == "validation" else 0.1,
+            "validation_share": 0.0 if train_split == "validation" or texts_per_label else 0.1,
+            "texts_per_label": texts_per_label,
             **({"llm_cache_dir": llm_cache_dir} if llm_cache_dir else {}),
         }
         self.recipe_name, self.recipe = recipe, RECIPES[recipe]
         of_the_report = REPORT_TRAINING.get(name, {}) if train_split == "validation" else {}
-        self.training = {**of_the_report, **self.recipe.training, **(training or {})}
-        self.directory = Path(results) / name / recipe / train_split
+        self.settings = settings or {}
+        of_models = {field.name for field in fields(ModelArguments)}
+        self.model = {**self.recipe.model, **{k: v for k, v in self.settings.items() if k in of_models}}
+        self.training = {
+            **of_the_report,
+            **self.recipe.training,
+            **{k: v for k, v in self.settings.items() if k not in of_models},
+        }
+        self.directory = Path(results) / name / recipe / training_set(train_split, texts_per_label)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.depth = AutoConfig.from_pretrained(resolve_backbone(llm)).get_text_config(decoder=True).num_hidden_layers
 
@@ -171,6 +186,11 @@ class Sweep:
                 logger.info("[%d/%d] %s", number, len(points), point.name)
                 write_json(self._path(point), self._measure(point, states))
             results.append(json.loads(self._path(point).read_text()))
+            if results[-1].get("settings", {}) != self.settings:
+                raise ValueError(
+                    f"{self._path(point)} was measured with the settings {results[-1].get('settings', {})}, not "
+                    f"{self.settings}. Give other --results, or delete it."
+                )
         return results
 
     def best_layers(self, kind: str, seeds: list[int], count: int = 4) -> tuple[int, ...]:
@@ -198,7 +218,7 @@ class Sweep:
             **({"save_strategy": "no"} if not self.data["validation_share"] else {}),
             **self.training,
         )
-        return ModelArguments(**models, **layers, **self.recipe.model), DataArguments(**self.data), training
+        return ModelArguments(**models, **layers, **self.model), DataArguments(**self.data), training
 
     def build(self, point: Point, texts=()) -> HybridModule:
         """The model of `point` with its statistics, the states of its training texts and of `texts` cached."""
@@ -207,11 +227,10 @@ class Sweep:
         cache_dir, cache_dtype = sources.pop("llm_cache_dir"), sources.pop("llm_cache_dtype")
         del sources["test_file"]
         labelled = load_labelled_texts(**sources)
-        train_texts = list(labelled.train["text"])
         validation_texts = list(labelled.validation["text"]) if labelled.validation else []
-        all_texts = [*train_texts, *validation_texts, *texts]
+        all_texts = [*labelled.unlabelled, *validation_texts, *texts]
         module, _ = build_hybrid(
-            model_args, train_texts, all_texts, cache_dir, cache_dtype, training.device, self.recipe.module
+            model_args, labelled.unlabelled, all_texts, cache_dir, cache_dtype, training.device, self.recipe.module
         )
         return module
 
@@ -226,7 +245,9 @@ class Sweep:
             "layer_pooling": point.layer_pooling,
             "seed": point.seed,
             "train_split": self.data["train_split"],
+            "texts_per_label": self.data["texts_per_label"],
             "backbones": self.models,
+            "settings": self.settings,
         }
         head = None
         if point.kind in ("hybrid", "encoder"):
@@ -234,20 +255,28 @@ class Sweep:
             result |= {"projector_fit": report["projector_fit"], "train_seconds": report["train_seconds"]}
             first, head = model[0], model[2]
         else:
-            first = one_layer(states, *point.layers) if point.kind == "llm" else build_encoder(model_args)
+            first = some_layers(states, point.layers, point.layer_pooling) if point.kind == "llm" else build_encoder(model_args)
         pooling = Pooling(first.get_embedding_dimension(), pooling_mode="mean")
         embedder = SentenceTransformer(modules=[first, pooling], device=training.device)
 
         # The head and mteb read the same embeddings, so that no text is encoded twice.
         embeddings = dict(zip(self.mteb_texts, encode(embedder, self.mteb_texts)))
+        test = [embeddings[text] for text in task_splits(self.task)["test"][self.task.input_column_name]]
         if head is not None:
-            result["head"] = self._head_scores(head, embeddings)
-        scores = self._mteb_scores(lambda texts: np.stack([embeddings[text] for text in texts]))
+            with torch.no_grad():
+                logits = head({"sentence_embedding": torch.tensor(np.stack(test), device=training.device)})["logits"]
+            result["head"] = self._head_scores(logits.argmax(-1).tolist())
+        elif point.kind == "llm":
+            result["head"] = self._head_scores(self._fitted_head(embedder, point.seed).predict(np.stack(test)).tolist())
+        if model_args.normalize_embeddings:
+            embeddings = dict(zip(embeddings, normalize(np.stack(list(embeddings.values())))))
+        scores, correct = self._mteb_scores(lambda texts: np.stack([embeddings[text] for text in texts]))
         shutil.rmtree(training.output_dir, ignore_errors=True)
         return {
             **result,
             "accuracy": scores["accuracy"],
             "f1": scores["f1"],
+            "correct": correct,
             "experiments": [
                 {metric: experiment[metric] for metric in ("accuracy", "f1")}
                 for experiment in scores["scores_per_experiment"]
@@ -255,22 +284,35 @@ class Sweep:
             "seconds": round(time.perf_counter() - start, 1),
         }
 
-    def _head_scores(self, head, embeddings) -> dict[str, float]:
-        splits = task_splits(self.task)
-        texts, labels = (
-            splits["test"][column] for column in (self.task.input_column_name, self.task.label_column_name)
-        )
-        classes = sorted(set(splits[self.data["train_split"]][self.task.label_column_name]))
-        embedded = torch.tensor(np.stack([embeddings[text] for text in texts]), device=head.classifier.weight.device)
-        with torch.no_grad():
-            predictions = head({"sentence_embedding": embedded})["logits"].argmax(-1)
-        return accuracy_and_f1(labels, [classes[prediction] for prediction in predictions.tolist()])
+    def _labelled_texts(self, seed: int):
+        sources = {k: v for k, v in self.data.items() if k != "llm_cache_dir"}
+        return load_labelled_texts(**sources, seed=seed)
 
-    def _mteb_scores(self, embed) -> dict:
-        """mteb's scores of a model whose `embed` turns a list of texts into an array (texts, dim)."""
-        result = mteb.evaluate(_Encoder(embed), self.task, cache=None, show_progress_bar=False)
+    def _fitted_head(self, embedder, seed: int) -> LogisticRegression:
+        """What the LLM alone, of which nothing is trained, has for a head."""
+        train = self._labelled_texts(seed).train
+        return LogisticRegression(max_iter=1000).fit(encode(embedder, train["text"]), train["label"])
+
+    def _head_scores(self, predictions: list[int]) -> dict:
+        splits = task_splits(self.task)
+        labels = splits["test"][self.task.label_column_name]
+        classes = sorted(set(splits[self.data["train_split"]][self.task.label_column_name]))
+        predictions = [classes[prediction] for prediction in predictions]
+        return {**accuracy_and_f1(labels, predictions), "correct": count_correct([predictions], labels)}
+
+    def _mteb_scores(self, embed) -> tuple[dict, str]:
+        """mteb's scores of a model whose `embed` turns a list of texts into an array (texts, dim), and for each test
+        text how many of mteb's experiments labelled it right, as [`count_correct`] has it."""
+        with tempfile.TemporaryDirectory() as directory:
+            result = mteb.evaluate(
+                _Encoder(embed), self.task, cache=None, show_progress_bar=False, prediction_folder=directory
+            )
+            (file,) = Path(directory).iterdir()
+            (predictions,) = (
+                splits["test"] for name, splits in json.loads(file.read_text()).items() if name != "mteb_model_meta"
+            )
         (scores,) = result.task_results[0].scores["test"]
-        return scores
+        return scores, count_correct(predictions, task_splits(self.task)["test"][self.task.label_column_name])
 
     @cached_property
     def mteb_texts(self) -> list[str]:
@@ -285,22 +327,35 @@ class Sweep:
         return list(texts)
 
 
-def one_layer(states: HybridModule, layer: int) -> HybridModule:
-    """The LLM-only model of one of the layers of `states`, which has their statistics and a cache with every text.
+def training_set(train_split: str, texts_per_label: int | None) -> str:
+    """The name of what a point was trained on: a split, or `train-8`, eight texts a label of one."""
+    return f"{train_split}-{texts_per_label}" if texts_per_label else train_split
+
+
+def count_correct(predictions, labels) -> str:
+    """For each text, how many of up to fifteen experiments labelled it right: a string of one hexadecimal digit a text."""
+    right = (np.array(predictions) == np.array(labels)).sum(0)
+    return "".join(f"{count:x}" for count in right)
+
+
+def some_layers(states: HybridModule, layers: tuple[int, ...], layer_pooling: str) -> HybridModule:
+    """The LLM-only model of some of the layers of `states`, which has their statistics and a cache with every text.
 
     Its LLM is never run and so never loaded. What stands there has a parameter, by which torch finds the device.
     """
     config = copy.deepcopy(states.model.config)
-    row = config.llm_layers.index(layer)
-    config.llm_layers = [layer]
-    model = HybridModel(config, llm=nn.Linear(1, 1))
+    rows = [config.llm_layers.index(layer) for layer in layers]
+    config.llm_layers, config.layer_pooling = [layers[-1]], layer_pooling
+    model = HybridModel(config, llm=nn.Linear(1, 1))  # which has no blocks to listen to for the other layers
+    config.llm_layers = list(layers)
+    model.standardizer = HiddenStateStandardizer(len(layers), config.hidden_size)
     model.standardizer.load_state_dict(
         {
-            name: buffer[row : row + 1] if buffer.ndim else buffer
+            name: buffer[rows] if buffer.ndim else buffer
             for name, buffer in states.model.standardizer.state_dict().items()
         }
     )
-    cache = states.cache.of_layers([layer])
+    cache = states.cache.of_layers(list(layers))
     return type(states)(model.eval(), states.tokenizer, states.max_seq_length, cache)
 
 

@@ -113,6 +113,9 @@ class DataArguments:
             "help": "Share of the training texts to validate on where the data have no validation split; 0: none."
         },
     )
+    texts_per_label: int | None = field(
+        default=None, metadata={"help": "Train on so many texts of each label, drawn with --seed; all by default."}
+    )
     llm_cache_dir: str = field(
         default=os.path.join(HF_HOME, "hybrid-embedder", "llm-states"), metadata={"help": "Where LLM states are kept."}
     )
@@ -262,7 +265,8 @@ def fit(model_args, data_args, args, settings: dict, hybrid_module=HybridModule)
     if model_args.llm == "none":
         first, projector_fit = build_encoder(model_args), None
     else:
-        splits = [split["text"] for split in (texts.train, texts.validation, test) if split is not None]
+        # Statistics and projector need no labels.
+        splits = [texts.unlabelled, *(split["text"] for split in (texts.validation, test) if split is not None)]
         with args.main_process_first(desc="backbones"):  # converted or downloaded once
             for name in {model_args.llm, model_args.encoder} - {"none"}:
                 resolve_backbone(name)

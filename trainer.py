@@ -92,10 +92,12 @@ class ClassificationLoss(nn.Module):
     def forward(self, sentence_features, labels):
         features = self.model(sentence_features[0])
         logits, embeddings, labels = gather_batch(features["logits"], features["sentence_embedding"], labels)
-        losses = {"cross_entropy": nn.functional.cross_entropy(logits, labels)}
-        if self.contrastive_weight:
-            contrastive = supervised_contrastive_loss(embeddings, labels, self.temperature)
-            losses["supervised_contrastive"] = self.contrastive_weight * contrastive
+        # With --bf16 the similarities would lose the digits that the contrastive loss lives on.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            losses = {"cross_entropy": nn.functional.cross_entropy(logits.float(), labels)}
+            if self.contrastive_weight:
+                contrastive = supervised_contrastive_loss(embeddings, labels, self.temperature)
+                losses["supervised_contrastive"] = self.contrastive_weight * contrastive
         if not all(torch.isfinite(loss) for loss in losses.values()):
             raise ValueError(
                 "The training loss is NaN or infinite: the weights of a backbone are damaged, or the learning rate is too "

@@ -113,3 +113,18 @@ def test_bundled_sample():
         assert data.label_names == ["plain", "counterfactual"]
         assert sum(data.train["label"]) == len(data.train) / 2
     assert not set(parts["train"].train["text"]) & set(parts["test"].train["text"])
+
+
+def test_texts_per_label(tmp_path):
+    path = write(tmp_path / "train.csv", ROWS + [(f"rare {i}", "seldom") for i in range(3)])
+    draw = {
+        (number, seed): load_labelled_texts(train_file=path, validation_share=0, texts_per_label=number, seed=seed).train
+        for number in (2, 5)
+        for seed in (1, 2)
+    }
+    assert sorted(draw[2, 1]["label"]) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len(draw[5, 1]) == 3 * 5 + 3  # of the rare label there are no more
+    assert set(draw[2, 1]["text"]) < set(draw[5, 1]["text"])  # a curve over sizes compares nested sets
+    assert set(draw[2, 1]["text"]) != set(draw[2, 2]["text"])
+    with pytest.raises(ValueError, match="at least 1"):
+        load_labelled_texts(train_file=path, texts_per_label=0)

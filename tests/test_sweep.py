@@ -2,6 +2,7 @@ import json
 
 import mteb
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
 import evaluate_mteb
@@ -17,7 +18,14 @@ from trainer import HeadEvaluator
 def make_sweep(tiny_llm, tiny_encoder, dataset_root, tmp_path_factory):
     directory = tmp_path_factory.mktemp("sweep")
 
-    def make(task="AmazonCounterfactual", train_split="validation", recipe="tuned", states="llm-states"):
+    def make(
+        task="AmazonCounterfactual",
+        train_split="validation",
+        recipe="tuned",
+        states="llm-states",
+        settings=None,
+        texts_per_label=None,
+    ):
         return Sweep(
             task,
             tiny_llm,
@@ -26,8 +34,9 @@ def make_sweep(tiny_llm, tiny_encoder, dataset_root, tmp_path_factory):
             directory / "results",
             dataset_root,
             str(directory / states),
-            training={"num_train_epochs": 1, "disable_tqdm": True},
+            settings={"num_train_epochs": 1, "disable_tqdm": True, **(settings or {})},
             recipe=recipe,
+            texts_per_label=texts_per_label,
         )
 
     return make
@@ -35,7 +44,7 @@ def make_sweep(tiny_llm, tiny_encoder, dataset_root, tmp_path_factory):
 
 def test_every_kind_of_point(make_sweep):
     points = [Point("llm", 1, (2,)), Point("encoder-untrained", 1), Point("encoder", 1), Point("hybrid", 1, (2,))]
-    points += [Point("hybrid", 1, (2, 5), pooling) for pooling in ("max", "mean")]
+    points += [Point(kind, 1, (2, 5), pooling) for kind in ("llm", "hybrid") for pooling in ("max", "mean")]
     results = make_sweep().run(points)
     for point, result in zip(points, results):
         assert (result["kind"], result["layers"], result["layer_pooling"]) == (
@@ -44,7 +53,14 @@ def test_every_kind_of_point(make_sweep):
             point.layer_pooling,
         )
         assert len(result["experiments"]) == 10
-        assert ("head" in result) == (point.kind in ("encoder", "hybrid"))
+        assert ("head" in result) == (point.kind != "encoder-untrained")
+        # The digits of the texts, over all experiments, are the accuracy.
+        counts = [int(digit, 16) for digit in result["correct"]]
+        assert sum(counts) / len(counts) / 10 == pytest.approx(result["accuracy"])
+        if "head" in result:
+            right = [int(digit, 16) for digit in result["head"]["correct"]]
+            assert len(right) == len(counts) and set(right) <= {0, 1}
+            assert sum(right) / len(right) == pytest.approx(result["head"]["accuracy"])
     assert len({result["accuracy"] for result in results}) > 1
     names = {path.name for path in make_sweep().directory.iterdir()}
     assert names == {f"{point.name}.json" for point in points}  # and no leftover of a training
@@ -114,7 +130,8 @@ def test_head_scores_are_those_of_the_trained_model(make_sweep):
     model_args, data_args, training = sweep._arguments(point)
     model, _ = fit(model_args, data_args, training, {})
     test = task_splits(sweep.task)["test"]
-    assert HeadEvaluator(test["text"], test["label"])(model) == pytest.approx(result["head"])
+    scores = HeadEvaluator(test["text"], test["label"])(model)
+    assert scores == pytest.approx({metric: result["head"][metric] for metric in scores})
 
 
 def test_train_split_is_chosen_by_validation(make_sweep):
@@ -143,6 +160,38 @@ def test_paper_recipe_has_the_reports_mistakes(make_sweep):
             assert report["projector_fit"] and model[0].model.standardizer.clip == 5
     (result,) = make_sweep(recipe="paper").run([point])
     assert result["recipe"] == "paper"
+
+
+def test_little_data(make_sweep):
+    """Statistics and projector come from all texts of the split, the weights from a few of each label."""
+    sweep = make_sweep(train_split="train", texts_per_label=2)
+    whole = make_sweep(train_split="train").build(Point("hybrid", 1, (2,)))
+    points = [Point("llm", 1, (2,)), Point("encoder", 1), Point("hybrid", 1, (2,))]
+    results = sweep.run(points)
+    assert all(result["texts_per_label"] == 2 for result in results)
+    assert sweep.directory.name == "train-2"
+    model_args, data_args, training = sweep._arguments(points[2])
+    model, report = fit(model_args, data_args, training, {})
+    assert report["texts"] == {"train": 4, "validation": 0}
+    assert torch.equal(model[0].model.standardizer.mean, whole.model.standardizer.mean)
+
+
+def test_settings_belong_to_a_point(make_sweep):
+    point = Point("encoder", 5)
+    (slow,) = make_sweep().run([point])
+    with pytest.raises(ValueError, match="was measured with the settings"):
+        make_sweep(settings={"learning_rate": 1e-3}).run([point])
+    fast = make_sweep(settings={"learning_rate": 1e-2, "llm_dtype": "bfloat16"})
+    model_args, _, training = fast._arguments(point)
+    assert training.learning_rate == 1e-2 and model_args.llm_dtype == "bfloat16"
+
+
+def test_settings_on_the_command_line():
+    settings = evaluate_mteb.parse_settings(["learning_rate=1e-4", "llm_dtype=bfloat16", "num_train_epochs=20"])
+    assert settings == {"learning_rate": 1e-4, "llm_dtype": "bfloat16", "num_train_epochs": 20.0}
+    for wrong, message in (("bf16", "NAME=VALUE"), ("nonsense=1", "nonsense"), ("task=Emotion", "models and of training")):
+        with pytest.raises(ValueError, match=message):
+            evaluate_mteb.parse_settings([wrong])
 
 
 def test_command_line(tiny_llm, tiny_encoder, dataset_root, tmp_path, monkeypatch, capsys):
