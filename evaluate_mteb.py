@@ -173,19 +173,21 @@ def sweep(args) -> int:
     )
     layers = args.layers or range(1, runner.depth + 1)
     points = [Point(kind, args.seeds[0]) for kind in args.kinds if kind == "encoder-untrained"]
-    points += [Point(kind, args.seeds[0], (layer,)) for kind in args.kinds if kind == "llm" for layer in layers]
+    # The LLM alone is frozen: only the draw of a few training texts depends on the seed.
+    llm_seeds = args.seeds if args.texts_per_label else args.seeds[:1]
+    points += [Point("llm", seed, (layer,)) for seed in llm_seeds if "llm" in args.kinds for layer in layers]
     for seed in args.seeds:
         points += [Point(kind, seed) for kind in args.kinds if kind == "encoder"]
         points += [Point(kind, seed, (layer,)) for kind in args.kinds if kind == "hybrid" for layer in layers]
     results = runner.run(points)
     if merges := {"merged", "merged-llm"} & set(args.kinds):
         merge = tuple(args.merge or runner.best_layers("hybrid", args.seeds))
-        merged = [Point("llm", args.seeds[0], merge, pooling) for pooling in args.pooling if "merged-llm" in merges]
-        merged += [
-            Point("hybrid", seed, merge, pooling)
-            for seed in args.seeds
+        seeds = {"merged-llm": ("llm", llm_seeds), "merged": ("hybrid", args.seeds)}
+        merged = [
+            Point(kind, seed, merge, pooling)
+            for kind, of_kind in (seeds[name] for name in sorted(merges, reverse=True))
+            for seed in of_kind
             for pooling in args.pooling
-            if "merged" in merges
         ]
         results += runner.run(merged)
     print(f"{'point':<32} {'accuracy':>8} {'F1':>8} {'head':>8} {'seconds':>8}")

@@ -1,8 +1,9 @@
 """Draws the figures and tables of a sweep from its results files, with no model and no network.
 
-For each task and training split, after the report of 2024: accuracy and F1 against the layer for LLM-only and hybrid, with
-the encoder alone as lines (its figures 2 to 5); layer merging (its tables 1 and 2); and our place among published models
-(its figure 6). Written as PNG, SVG and `report.md`.
+First the comparison of the hybrid with its two parts over the seeds, with a paired test, on all training texts and on few
+of them. Then, for each task and training split, after the report of 2024: accuracy and F1 against the layer for LLM-only and
+hybrid, with the encoder alone as lines (its figures 2 to 5); layer merging (its tables 1 and 2); and our place among
+published models (its figure 6). Written as PNG, SVG and `report.md`.
 """
 
 import csv
@@ -12,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -29,6 +31,13 @@ LINES = {
 
 # How many published models the rank figure shows at most.
 RANKED = 14
+# Draws of the bootstrap.
+RESAMPLES = 10_000
+COMPARISON_NOTE = (
+    "Accuracy on the test split, mean ± deviation over the seeds. `train-8`: eight texts of each label. Differences with "
+    "their 95% interval and two-sided p from a paired bootstrap over seeds and test texts (10,000 draws). The LLM alone is "
+    "frozen, and but for the draw of its training texts depends on no seed; its head is a logistic regression."
+)
 
 
 def write_report(results: str, output: str, mteb_results: str | None = None) -> list[Path]:
@@ -49,8 +58,18 @@ def write_report(results: str, output: str, mteb_results: str | None = None) -> 
         raise FileNotFoundError(f"{results} holds no points of a sweep: run `evaluate_mteb.py sweep` first.")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    written, text = [], ["# Sweeps over the layers", ""]
-    for task, split in sorted({(task, split) for task, _, split in sweeps}):
+    written, text = [], []
+    chosen = read_chosen(Path(results).parent / "chosen.json")
+    if len(table := comparison_table(sweeps, chosen)) > 2:
+        text += ["# The hybrid and its parts", "", *table, ""]
+        text += [COMPARISON_NOTE, ""]
+    for task in sorted(chosen):
+        if drawn := draw_little_data(sweeps, chosen, task, output / f"{task}-little-data"):
+            written += drawn
+            text += [f"![little data, {task}]({task}-little-data.png)", ""]
+    text += ["# Sweeps over the layers", ""]
+    swept = {key: points for key, points in sweeps.items() if key[2] in ("train", "validation")}
+    for task, split in sorted({(task, split) for task, _, split in swept}):
         columns = {
             f"recipe `{recipe}`": sweeps[task, recipe, split]
             for recipe in ("tuned", "paper")
@@ -64,7 +83,7 @@ def write_report(results: str, output: str, mteb_results: str | None = None) -> 
         "validation data would. The report's backbones are gemma-2b and roberta-base, ours are named below.",
         "",
     ]
-    for (task, recipe, split), points in sorted(sweeps.items()):
+    for (task, recipe, split), points in sorted(swept.items()):
         title = f"{task.removesuffix('Classification')}, trained on its {split} split, recipe `{recipe}`"
         text += [f"## {title}", "", describe(points), ""]
         for metric, label in METRICS.items():
@@ -76,20 +95,151 @@ def write_report(results: str, output: str, mteb_results: str | None = None) -> 
         csv_file = Path(results).parent / "published" / f"{task}.csv"
         published = mteb_scores(mteb_results, task) if mteb_results else read_csv(csv_file)
         if published:
-            written += draw_rank(task, published, sweeps, output / f"{task}-rank")
+            written += draw_rank(task, published, swept, output / f"{task}-rank")
             text += [f"## {task} among published models", "", f"![rank]({task}-rank.png)", ""]
     write_whole(output / "report.md", lambda path: path.write_text("\n".join(text)))
     return [*written, output / "report.md"]
 
 
 def read_points(results) -> dict:
-    """The points by (task, recipe, train split), and in each by (kind, layers, layer pooling): a list over the seeds."""
+    """The points by (task, recipe, training set), and in each by (kind, layers, layer pooling): a list over the seeds.
+
+    A training set is a split, or `train-8`, eight texts a label of one.
+    """
     sweeps = defaultdict(lambda: defaultdict(list))
     for path in sorted(Path(results).glob("*/*/*/*.json")):
         point = json.loads(path.read_text())
         key = (point["kind"], tuple(point["layers"]), point["layer_pooling"])
-        sweeps[point["task"], point["recipe"], point["train_split"]][key].append(point)
+        training_set = "-".join(str(part) for part in (point["train_split"], point.get("texts_per_label")) if part)
+        sweeps[point["task"], point["recipe"], training_set][key].append(point)
     return sweeps
+
+
+def right_answers(group: list[dict], seeds: list[int], head: bool = False) -> np.ndarray:
+    """(seeds, texts): the share of mteb's experiments, or with `head` whether the head, labelled a test text right.
+
+    A model that depends on no seed, which has a point of one, is the same for all.
+    """
+    by_seed = {point["seed"]: point for point in group}
+    chosen = [by_seed[seed] for seed in seeds] if set(seeds) <= set(by_seed) else group[:1] * len(seeds)
+    if head:
+        return np.array([[int(digit) for digit in point["head"]["correct"]] for point in chosen], dtype=float)
+    return np.array([[int(digit, 16) / len(point["experiments"]) for digit in point["correct"]] for point in chosen])
+
+
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES) -> tuple[float, float, float, float]:
+    """Whether model `a` is better than `b`; both (seeds, texts), the same seeds and texts in both.
+
+    Seeds and texts are drawn with replacement, both at once and the same for both models, so that the test speaks of other
+    seeds and of other texts. Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 13 and 16.
+
+    Returns:
+        The mean difference, the ends of its 95% interval, and the two-sided p-value of no difference.
+    """
+    generator = np.random.default_rng(0)
+    difference = a - b
+    seeds, texts = difference.shape
+    drawn_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
+    drawn_texts = generator.multinomial(texts, np.full(texts, 1 / texts), resamples) / texts
+    means = ((drawn_seeds @ difference) * drawn_texts).sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    tail = min((means <= 0).sum(), (means >= 0).sum())
+    return difference.mean(), low, high, min(1.0, 2 * (tail + 1) / (resamples + 1))
+
+
+def comparison(points: dict, chosen: dict, head: bool = False) -> dict | None:
+    """The hybrid of `chosen` beside its parts on one task and training set; None where one of them is missing.
+
+    Args:
+        points: as [`read_points`] has them.
+        chosen: `{"hybrid": {"layers", "layer_pooling"}, "llm": ...}`.
+
+    Returns:
+        By kind `(mean, deviation over the seeds)`, and under `"seeds"` and `"over"` the seeds that all have, and by kind
+        what [`paired_bootstrap`] says of the hybrid over it.
+    """
+    keys = {kind: (kind, tuple(c["layers"]), c["layer_pooling"]) for kind, c in chosen.items()}
+    keys["encoder"] = ("encoder", (), "mean")
+    if not all(key in points for key in keys.values()):
+        return None
+    groups = {
+        kind: [point for point in points[key] if "correct" in (point["head"] if head else point)]
+        for kind, key in keys.items()
+    }
+    common = set.intersection(*({point["seed"] for point in groups[kind]} for kind in ("hybrid", "encoder")))
+    if len(common) < 2 or not groups["llm"]:
+        return None
+    seeds = sorted(common)
+    answers = {kind: right_answers(group, seeds, head) for kind, group in groups.items()}
+    result = {"seeds": seeds, "over": {}}
+    for kind, rights in answers.items():
+        spread = statistics.stdev(rights.mean(1)) or None  # the frozen LLM's
+        result[kind] = (rights.mean(), spread)
+        if kind != "hybrid":
+            result["over"][kind] = paired_bootstrap(answers["hybrid"], rights)
+    return result
+
+
+def comparison_table(sweeps: dict, chosen: dict) -> list[str]:
+    """The first table: hybrid, encoder and LLM on every task and training set that has all three, with the tests."""
+    rows = [
+        "| task, training texts | LLM alone | encoder alone | hybrid | hybrid − encoder | p | hybrid − LLM | p |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, head in (("mteb's probe", False), ("trained head", True)):
+        for task, training_set in ordered_training_sets(sweeps, chosen):
+            result = comparison(sweeps[task, "tuned", training_set], chosen[task], head)
+            if result is None:
+                continue
+            cells = [score(result[kind]) for kind in ("llm", "encoder", "hybrid")]
+            for kind in ("encoder", "llm"):
+                mean, low, high, p = result["over"][kind]
+                cells += [f"{mean:+.4f} ({low:+.4f} to {high:+.4f})", f"{p:.4f}"]
+            label = f"{task.removesuffix('Classification')}, {training_set}, {name}"
+            rows.append(f"| {label} | {' | '.join(cells)} |")
+    return rows
+
+
+def ordered_training_sets(sweeps: dict, chosen: dict) -> list[tuple[str, str]]:
+    """The tasks of `chosen` with their training sets: the split `train`, few texts of it in order, `validation`."""
+
+    def order(training_set):
+        split, _, number = training_set.partition("-")
+        return split, int(number or 10**9)
+
+    return [
+        (task, training_set)
+        for task in sorted(chosen)
+        for training_set in sorted({split for name, recipe, split in sweeps if (name, recipe) == (task, "tuned")}, key=order)
+    ]
+
+
+def score(mean_and_deviation: tuple[float, float | None]) -> str:
+    mean, deviation = mean_and_deviation
+    return f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
+
+
+def draw_little_data(sweeps: dict, chosen: dict, task: str, path: Path) -> list[Path]:
+    """Accuracy of the three models against the number of training texts a label; nothing where there are not two."""
+    found = {}
+    for name, training_set in ordered_training_sets(sweeps, chosen):
+        split, _, number = training_set.partition("-")
+        result = comparison(sweeps[task, "tuned", training_set], chosen[task], head=True) if name == task else None
+        if result and split == "train":
+            found[number or "all"] = result
+    if len(found) < 2:
+        return []
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for kind, (name, colour, marker) in {**CURVES, "encoder": (*LINES["encoder"][:2], "^")}.items():
+        means = [result[kind][0] for result in found.values()]
+        spreads = [result[kind][1] or 0.0 for result in found.values()]
+        axes.errorbar(range(len(found)), means, spreads, color=colour, marker=marker, capsize=3, label=name)
+    axes.set_xticks(range(len(found)), found)
+    axes.set(xlabel="training texts of each label", ylabel="accuracy of the trained head")
+    axes.set_title(f"{task.removesuffix('Classification')}: little data", fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=9)
+    return save(figure, path)
 
 
 def describe(points) -> str:
@@ -169,6 +319,11 @@ def row(name: str, group: list[dict]) -> str:
         heads = [point["head"][metric] for point in group if "head" in point]
         cells.append(f"{mean:.4f} ± {spread:.4f}" + (f" ({statistics.mean(heads):.4f})" if heads else ""))
     return f"| {name} | {' | '.join(cells)} |"
+
+
+def read_chosen(path: Path) -> dict:
+    """By task, the layers of the hybrid and of the LLM alone that were chosen on validation data; none without a file."""
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

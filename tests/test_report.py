@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 import report
 from report import mean_and_spread, read_points, write_report
@@ -121,3 +122,59 @@ def test_the_same_results_give_the_same_report(results, tmp_path):
 def test_nothing_to_report(tmp_path):
     with pytest.raises(FileNotFoundError, match="evaluate_mteb.py sweep"):
         write_report(tmp_path, tmp_path / "report")
+
+
+@pytest.fixture
+def comparable(tmp_path):
+    """Three models with five seeds on 40 texts, on all training texts and on eight a label: the hybrid is right on texts
+    that the encoder is not, and never the other way round."""
+    for training_set, texts_per_label, lead in (("train", None, 8), ("train-8", 8, 0)):
+        directory = tmp_path / "results/sweep/EmotionClassification/tuned" / training_set
+        directory.mkdir(parents=True)
+        for kind, right, seeds in (("hybrid", 28 + lead, 5), ("encoder", 28, 5), ("llm", 10, 1)):
+            for seed in range(1, seeds + 1):
+                extra = seed % 2
+                digits = "a" * (right + extra) + "0" * (40 - right - extra)
+                point = {
+                    "task": "EmotionClassification", "recipe": "tuned", "train_split": "train",
+                    "texts_per_label": texts_per_label, "kind": kind, "seed": seed,
+                    "layers": [] if kind == "encoder" else [2], "layer_pooling": "mean",
+                    "backbones": {"llm": "L", "encoder": "E"}, "accuracy": (right + extra) / 40, "f1": 0.5, "seconds": 1.0,
+                    "experiments": [{"accuracy": 0.5, "f1": 0.5}] * 10, "correct": digits,
+                    "head": {"accuracy": 0.5, "f1": 0.5, "correct": digits.replace("a", "1")},
+                }  # fmt: skip
+                (directory / f"{kind}-{seed}.json").write_text(json.dumps(point))
+    one = {"layers": [2], "layer_pooling": "mean"}
+    (tmp_path / "results/chosen.json").write_text(json.dumps({"EmotionClassification": {"hybrid": one, "llm": one}}))
+    return tmp_path / "results"
+
+
+def test_the_first_table_compares_the_hybrid_with_its_parts(comparable, tmp_path):
+    written = write_report(comparable / "sweep", tmp_path / "report")
+    text = (tmp_path / "report/report.md").read_text()
+    assert text.index("# The hybrid and its parts") < text.index("# Sweeps")
+    (row,) = (line for line in text.splitlines() if line.startswith("| Emotion, train, mteb's probe"))
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert cells[:3] == ["0.2750", "0.7150 ± 0.0137", "0.9150 ± 0.0137"]
+    assert cells[3].startswith("+0.2000 (+0.0") and float(cells[4]) < 0.01
+    assert cells[5].startswith("+0.6400") and float(cells[6]) < 0.01
+    (row,) = (line for line in text.splitlines() if line.startswith("| Emotion, train-8, mteb's probe"))
+    assert "+0.0000 (+0.0000 to +0.0000) | 1.0000" in row  # the same answers: nothing to tell them apart
+    assert tmp_path / "report/EmotionClassification-little-data.png" in written
+    (comparable / "chosen.json").unlink()
+    write_report(comparable / "sweep", tmp_path / "without")
+    assert "its parts" not in (tmp_path / "without/report.md").read_text()
+
+
+def test_paired_bootstrap():
+    """Against scipy's paired t-test where the texts are many and the seeds alike, which make the two agree."""
+    generator = np.random.default_rng(1)
+    a, b = (np.repeat(generator.random((1, 2000)) < share, 5, axis=0).astype(float) for share in (0.72, 0.70))
+    mean, low, high, p = report.paired_bootstrap(a, b)
+    test = scipy.stats.ttest_rel(a[0], b[0])
+    assert mean == pytest.approx((a - b).mean())
+    assert p == pytest.approx(test.pvalue, abs=0.02)
+    assert (low, high) == pytest.approx(test.confidence_interval(0.95), abs=0.002)
+    # Seeds that disagree make the same difference less certain.
+    wavering = np.vstack([a[0]] * 2 + [b[0]] * 3)
+    assert report.paired_bootstrap(wavering, b)[3] > report.paired_bootstrap(np.vstack([a[0]] * 5), b)[3]
