@@ -77,7 +77,7 @@ RECIPES = {
     "paper": Recipe(
         # Mistakes of the report: LLM states as they come, of which a few dimensions hold nearly all the energy, enter
         # through a random projection ...
-        {"standardize": False, "projector_init": "random"},
+        {"standardize": False, "projector_init": "random", "normalize_embeddings": False},
         {
             # ... that a step of 1e-5 hardly moves on a few hundred texts.
             "learning_rate": 1e-5,

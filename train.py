@@ -81,7 +81,7 @@ class ModelArguments:
         default="auto", metadata={"help": "float32 or bfloat16; auto: bfloat16 on a GPU that has it, else float32."}
     )
     max_seq_length: int = field(default=256, metadata={"help": "Tokens after which a text is cut."})
-    normalize_embeddings: bool = field(default=False, metadata={"help": "Let encode() return vectors of length 1."})
+    normalize_embeddings: bool = field(default=True, metadata={"help": "Let encode() return vectors of length 1."})
 
     def __post_init__(self):
         if self.llm == self.encoder == "none":

@@ -177,9 +177,12 @@ if __name__ == "__main__":
 
 
 def test_normalized_embeddings(options, tmp_path):
-    train(*options, "--output_dir", tmp_path / "run", "--normalize_embeddings", "--max_steps", "1")
-    model = SentenceTransformer(str(tmp_path / "run/final"), trust_remote_code=True)
-    assert torch.tensor(model.encode(TEXTS)).norm(dim=-1).tolist() == pytest.approx([1.0] * len(TEXTS), abs=1e-5)
+    for name, option in (("default", []), ("raw", ["--no_normalize_embeddings"])):
+        train(*options, "--output_dir", tmp_path / name, "--max_steps", "1", *option)
+        model = SentenceTransformer(str(tmp_path / name / "final"), trust_remote_code=True)
+        lengths = torch.tensor(model.encode(TEXTS)).norm(dim=-1).tolist()
+        of_one = lengths == pytest.approx([1.0] * len(TEXTS), abs=1e-5)
+        assert of_one == (name == "default")
 
 
 def test_cached_and_uncached_steps_have_the_same_loss(tiny_llm, tiny_encoder, tmp_path):
