@@ -45,15 +45,19 @@ class HybridConfig(PreTrainedConfig):
             The layers whose states are read, counted as `hidden_states` counts them: 1 is the output of the first
             block, `llm_depth` the output of the last one after the final norm.
         layer_pooling (`str`, defaults to `"mean"`):
-            How the standardised states of several layers are merged, dimension by dimension: `"mean"` or `"max"`.
+            How the standardised states of several layers are merged: dimension by dimension by `"mean"` or `"max"`, or
+            side by side (`"concat"`), which gives the projector a matrix for each layer.
         llm_depth (`int`, *optional*):
             The number of blocks of the whole LLM; by default that of `llm_config` as it is given here.
         projector_dropout (`float`, defaults to 0.0):
             Dropout of the merged LLM states in front of the projector, in training.
+        layer_dropout (`float`, defaults to 0.0):
+            With `"concat"`, the probability that a text is trained without a layer, except for one, drawn at random, that
+            stays. The projections of the layers that are left stand in for all.
 
     Raises:
         ValueError: if `llm_layers` is empty, repeats a layer or names one that the LLM does not have, or if
-            `layer_pooling` or `projector_dropout` is not a possible value.
+            `layer_pooling` or a dropout is not a possible value.
     """
 
     model_type = "hybrid_embedder"
@@ -67,6 +71,7 @@ class HybridConfig(PreTrainedConfig):
         layer_pooling="mean",
         llm_depth=None,
         projector_dropout=0.0,
+        layer_dropout=0.0,
         **kwargs,
     ):
         if llm_config is None:
@@ -88,10 +93,15 @@ class HybridConfig(PreTrainedConfig):
             raise ValueError(
                 f"llm_layers={layers}: of this LLM only the first {llm_config.num_hidden_layers} blocks are kept."
             )
-        if layer_pooling not in ("mean", "max"):
-            raise ValueError(f"layer_pooling must be 'mean' or 'max', not {layer_pooling!r}.")
-        if not 0.0 <= projector_dropout < 1.0:
-            raise ValueError(f"projector_dropout must be at least 0 and below 1, not {projector_dropout}.")
+        if layer_pooling not in ("mean", "max", "concat"):
+            raise ValueError(f"layer_pooling must be 'mean', 'max' or 'concat', not {layer_pooling!r}.")
+        if layer_pooling == "concat" and encoder_config is None:
+            raise ValueError("layer_pooling='concat' needs an encoder: the LLM alone merges by 'mean' or 'max'.")
+        for name, value in (("projector_dropout", projector_dropout), ("layer_dropout", layer_dropout)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {value}.")
+        if layer_dropout and layer_pooling != "concat":
+            raise ValueError("layer_dropout leaves layers out of layer_pooling='concat', and of no other.")
 
         self.llm_config = _keep_blocks(llm_config, llm_config.num_hidden_layers, layers[-1])
         self.encoder_config = encoder_config
@@ -99,6 +109,7 @@ class HybridConfig(PreTrainedConfig):
         self.layer_pooling = layer_pooling
         self.llm_depth = depth
         self.projector_dropout = projector_dropout
+        self.layer_dropout = layer_dropout
 
         # sentence-transformers reads these three at top level.
         self.hidden_size = (encoder_config or llm_config).hidden_size

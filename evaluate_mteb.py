@@ -71,7 +71,7 @@ def main():
     )
     sweep_parser.add_argument("--layers", nargs="+", type=int, help="of llm and hybrid; all by default")
     sweep_parser.add_argument("--merge", nargs="+", type=int, help="merge these layers, not the four best")
-    sweep_parser.add_argument("--pooling", nargs="+", default=["max", "mean"], choices=["max", "mean"], help="of --merge")
+    sweep_parser.add_argument("--pooling", nargs="+", default=["max", "mean"], choices=["max", "mean", "concat"], help="of --merge")
     sweep_parser.add_argument("--train-split", default="validation", help="validation: the report's texts; or train")
     sweep_parser.add_argument(
         "--texts-per-label", type=int, metavar="N", help="train on N texts of each label, drawn with the seed"

@@ -24,9 +24,9 @@ PAPERS = {
     "sentence-transformers/all-MiniLM-L6-v2": "1908.10084, Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks",
 }
 RECIPE = (
-    "learning_rate head_learning_rate contrastive_weight contrastive_temperature num_train_epochs "
+    "learning_rate head_learning_rate contrastive_weight contrastive_temperature consistency_weight num_train_epochs "
     "per_device_train_batch_size warmup_steps weight_decay lr_scheduler_type seed "
-    "projector_learning_rate projector_init standardize projector_dropout"
+    "projector_learning_rate projector_init standardize projector_dropout layer_dropout"
 ).split()
 
 
@@ -182,7 +182,8 @@ def _architecture(directory: Path, record: dict, config, bases: dict[str, str]) 
     rows = []
     if "llm" in record["backbones"]:
         layers = ", ".join(map(str, config.llm_layers))
-        merged = f", merged by {config.layer_pooling}" if len(config.llm_layers) > 1 else ""
+        merging = "side by side" if config.layer_pooling == "concat" else f"merged by {config.layer_pooling}"
+        merged = f", {merging}" if len(config.llm_layers) > 1 else ""
         summary = "A text-embedding model in which a frozen LLM reads the text for a small trained encoder."
         rows += [
             f"| LLM, frozen | {describe('llm')}: hidden states of layer {layers} of {config.llm_depth}{merged} |",
@@ -190,8 +191,9 @@ def _architecture(directory: Path, record: dict, config, bases: dict[str, str]) 
         if record["settings"]["standardize"]:
             rows.append("| standardisation | each dimension of the states, by statistics of the training texts |")
         if "encoder" in record["backbones"]:
+            inputs = config.llm_config.hidden_size * (len(config.llm_layers) if config.layer_pooling == "concat" else 1)
             rows += [
-                f"| projector, trained | linear, {config.llm_config.hidden_size} to {config.hidden_size} |",
+                f"| projector, trained | linear, {inputs} to {config.hidden_size} |",
                 f"| encoder, trained | {describe('encoder')}; it reads the projected states in place of word embeddings |",
             ]
         else:
@@ -264,8 +266,8 @@ It needs transformers 5.24 or newer (and sentence-transformers 6.2 or newer for 
 def _training(record: dict) -> str:
     settings, texts = record["settings"], record["texts"]
     source = record["source"].removeprefix(LOCAL)
-    # The last four are settings of the LLM's states and the projector.
-    recipe = RECIPE if "llm" in record["backbones"] else RECIPE[:-4]
+    # The last five are settings of the LLM's states and the projector.
+    recipe = RECIPE if "llm" in record["backbones"] else RECIPE[:-5]
     validation = f", {texts['validation']:,} more chose the epoch" if texts["validation"] else ""
     lines = [
         "## Training",
@@ -276,7 +278,11 @@ def _training(record: dict) -> str:
         "",
         "| setting | |",
         "|---|---|",
-        *(f"| {name} | {settings[name]} |" for name in recipe if settings.get(name) is not None),
+        *(
+            f"| {name} | {settings[name]} |"
+            for name in recipe
+            if settings.get(name) is not None and (name != "layer_dropout" or settings["layer_pooling"] == "concat")
+        ),
     ]
     return "\n".join(lines)
 

@@ -206,8 +206,9 @@ class HybridModel(HybridPreTrainedModel):
         if config.encoder_config is None:
             self.projector = self.encoder = None
         else:
+            merged_size = llm_hidden_size * (len(config.llm_layers) if config.layer_pooling == "concat" else 1)
             self.projector = nn.Sequential(
-                nn.Dropout(config.projector_dropout), nn.Linear(llm_hidden_size, config.encoder_config.hidden_size)
+                nn.Dropout(config.projector_dropout), nn.Linear(merged_size, config.encoder_config.hidden_size)
             )
             self.encoder = encoder or AutoModel.from_config(config.encoder_config)
             if "inputs_embeds" not in inspect.signature(self.encoder.forward).parameters:
@@ -245,6 +246,7 @@ class HybridModel(HybridPreTrainedModel):
         llm_layers: list[int],
         layer_pooling: str = "mean",
         projector_dropout: float = 0.0,
+        layer_dropout: float = 0.0,
         llm_dtype: torch.dtype = torch.float32,
         llm_revision: str = "main",
         encoder_revision: str = "main",
@@ -254,7 +256,7 @@ class HybridModel(HybridPreTrainedModel):
         Args:
             llm, encoder: Hub ids, local directories, or names of the offline backbones (see `backbones.py`, which
                 only a checkout of the kit has). `encoder=None` makes the LLM-only baseline.
-            llm_layers, layer_pooling, projector_dropout: see [`HybridConfig`].
+            llm_layers, layer_pooling, projector_dropout, layer_dropout: see [`HybridConfig`].
             llm_dtype: precision of the frozen LLM; projector and encoder are float32.
             llm_revision, encoder_revision: branch, tag or commit on the Hub.
 
@@ -276,6 +278,7 @@ class HybridModel(HybridPreTrainedModel):
             llm_layers=llm_layers,
             layer_pooling=layer_pooling,
             projector_dropout=projector_dropout,
+            layer_dropout=layer_dropout,
         )
         # With the shortened configuration only the kept blocks are read from disk.
         llm_model = _load_backbone(llm, llm_revision, llm_dtype, config.llm_config)
@@ -315,11 +318,27 @@ class HybridModel(HybridPreTrainedModel):
         return states.masked_fill(attention_mask[:, None, :, None] == 0, 0.0)
 
     def merge_layers(self, llm_hidden_states: torch.Tensor) -> torch.Tensor:
-        """Standardises the states of each layer and merges them: (batch, layers, tokens, dim) to (batch, tokens, dim)."""
+        """Standardises the states of each layer and merges them: (batch, layers, tokens, dim) to (batch, tokens, dim).
+
+        Layers side by side have dim times their number.
+        """
         standardized = self.standardizer(llm_hidden_states)
         if self.config.layer_pooling == "max":
             return standardized.amax(dim=1)
+        if self.config.layer_pooling == "concat":
+            if self.training and self.config.layer_dropout:
+                standardized = standardized * self._kept_layers(standardized)
+            return standardized.transpose(1, 2).flatten(2)
         return standardized.mean(dim=1)
+
+    def _kept_layers(self, states: torch.Tensor) -> torch.Tensor:
+        """Which layers of each text layer dropout keeps: (batch, layers, 1, 1), zero or the weight that makes up for the
+        others."""
+        batch_size, num_layers = states.shape[:2]
+        kept = torch.rand(batch_size, num_layers, device=states.device) >= self.config.layer_dropout
+        spared = torch.randint(num_layers, (batch_size, 1), device=states.device)
+        kept = kept.scatter(1, spared, True).to(states.dtype)
+        return (kept * num_layers / kept.sum(1, keepdim=True))[:, :, None, None]
 
     def forward(
         self,

@@ -56,13 +56,18 @@ def fit_projector(
 
     Returns:
         `{"r2", "ridge", "tokens"}`: R^2 on the tenth that was held out, over all target dimensions together; the ridge
-        chosen; the number of aligned tokens.
+        chosen; the number of aligned tokens. Of layers side by side, a list of the first two.
     """
     encoder_tokenizer = check_tokenizer(AutoTokenizer.from_pretrained(encoder, revision=encoder_revision), encoder)
     word_embeddings = AutoModel.from_pretrained(encoder, revision=encoder_revision, dtype=torch.float32)
     word_embeddings = word_embeddings.get_input_embeddings().weight.detach()
 
-    fitted, held_out = _Moments(), _Moments()
+    # Layers side by side are fitted each alone, and their mean is what the encoder reads: with layer dropout any of them
+    # must do without the others.
+    parts = len(model.config.llm_layers) if model.config.layer_pooling == "concat" else 1
+    fitted, held_out = [_Moments() for _ in range(parts)], [_Moments() for _ in range(parts)]
+    was_training = model.training
+    model.eval()
     for start in tqdm(range(0, len(texts), TEXTS_PER_STEP), desc="Projector", unit=" steps"):
         for i, text in enumerate(texts[start : start + TEXTS_PER_STEP], start):
             rows, targets = aligned_targets(text, tokenizer, encoder_tokenizer, word_embeddings, max_length)
@@ -70,22 +75,30 @@ def fit_projector(
                 continue
             with torch.no_grad():
                 inputs = model.merge_layers(cache.states(text).unsqueeze(0))[0, rows]
-            (held_out if (i + 1) % HELD_OUT_EVERY == 0 else fitted).add(inputs, targets)
-        fitted.flush(), held_out.flush()
-    if not fitted.count:
+            for moments, part in zip(held_out if (i + 1) % HELD_OUT_EVERY == 0 else fitted, inputs.chunk(parts, dim=1)):
+                moments.add(part, targets)
+        for moments in (*fitted, *held_out):
+            moments.flush()
+    model.train(was_training)
+    if not fitted[0].count:
         raise ValueError("No token of the training texts could be aligned between the LLM and the encoder.")
 
-    best_r2, ridge = (
-        max((held_out.r2(*fitted.solve(ridge)), ridge) for ridge in RIDGES) if held_out.count else (None, RIDGES[2])
-    )
-    fitted.merge(held_out)
-    weight, bias = fitted.solve(ridge)
+    chosen = []
+    for train, test in zip(fitted, held_out):
+        chosen.append(
+            max((test.r2(*train.solve(ridge)), ridge) for ridge in RIDGES) if test.count else (None, RIDGES[2])
+        )
+        train.merge(test)
+    solved = [moments.solve(ridge) for moments, (_, ridge) in zip(fitted, chosen)]
     linear = model.projector[-1]
     with torch.no_grad():
-        linear.weight.copy_(weight.T)
-        linear.bias.copy_(bias)
-    logger.info("Projector fitted on %d tokens: held-out R^2 %s, ridge %g", fitted.count, best_r2, ridge)
-    return {"r2": best_r2, "ridge": ridge, "tokens": fitted.count}
+        linear.weight.copy_(torch.cat([weight for weight, _ in solved]).T / parts)
+        linear.bias.copy_(sum(bias for _, bias in solved) / parts)
+    r2, ridges = [r2 for r2, _ in chosen], [ridge for _, ridge in chosen]
+    logger.info("Projector fitted on %d tokens: held-out R^2 %s, ridge %s", fitted[0].count, r2, ridges)
+    if parts == 1:
+        r2, ridges = r2[0], ridges[0]
+    return {"r2": r2, "ridge": ridges, "tokens": fitted[0].count}
 
 
 def aligned_targets(text, tokenizer, encoder_tokenizer, word_embeddings, max_length):

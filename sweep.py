@@ -89,6 +89,7 @@ RECIPES = {
             "weight_decay": 0.0,
             "max_grad_norm": 0.0,
             "contrastive_weight": 0.0,
+            "consistency_weight": 0.0,
         },
         ReportModule,
     ),
@@ -179,7 +180,9 @@ class Sweep:
         states = None
         if layers := sorted({layer for point in missing for layer in point.layers}):
             # One pass of the LLM computes the states at these layers of every text that a point will read.
-            states = self.build(Point("llm", 0, tuple(layers)), self.mteb_texts)
+            heads = {point.seed for point in missing if point.kind == "llm"}
+            texts = [text for seed in heads for text in self._labelled_texts(seed).train["text"]]
+            states = self.build(Point("llm", 0, tuple(layers)), [*texts, *self.mteb_texts])
         results = []
         for number, point in enumerate(points, 1):
             if not self._path(point).exists():  # now: another process may have measured it meanwhile
@@ -226,9 +229,9 @@ class Sweep:
         sources = asdict(data_args)
         cache_dir, cache_dtype = sources.pop("llm_cache_dir"), sources.pop("llm_cache_dtype")
         del sources["test_file"]
-        labelled = load_labelled_texts(**sources)
-        validation_texts = list(labelled.validation["text"]) if labelled.validation else []
-        all_texts = [*labelled.unlabelled, *validation_texts, *texts]
+        labelled = load_labelled_texts(**sources, seed=point.seed)
+        validation_texts = labelled.validation["text"] if labelled.validation else []
+        all_texts = [*labelled.train["text"], *validation_texts, *texts]
         module, _ = build_hybrid(
             model_args, labelled.unlabelled, all_texts, cache_dir, cache_dtype, training.device, self.recipe.module
         )

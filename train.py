@@ -48,6 +48,9 @@ from trainer import (
 
 logger = logging.getLogger(__name__)
 
+# Texts that the statistics of the LLM's states and the projector's start are estimated from at most.
+ESTIMATED_FROM = 4096
+
 
 def _check_choice(name: str, value: str, choices: tuple):
     if value not in choices:
@@ -71,7 +74,12 @@ class ModelArguments:
     llm_layers: list[int] = field(
         default_factory=lambda: [7], metadata={"help": "Layers whose states are read; 1 is after the first block."}
     )
-    layer_pooling: str = field(default="mean", metadata={"help": "How several layers are merged: mean or max."})
+    layer_pooling: str = field(
+        default="mean", metadata={"help": "How several layers are merged: mean, max, or concat (side by side)."}
+    )
+    layer_dropout: float = field(
+        default=0.5, metadata={"help": "With concat: the probability that a text is trained without a layer."}
+    )
     standardize: bool = field(default=True, metadata={"help": "Standardise each dimension of the LLM's states."})
     projector_init: str = field(
         default="ridge", metadata={"help": "ridge: fitted onto the encoder's word embeddings; random: left random."}
@@ -132,6 +140,9 @@ class HybridTrainingArguments(SentenceTransformerTrainingArguments):
     head_learning_rate: float = field(default=1e-3, metadata={"help": "Of the classification head."})
     contrastive_weight: float = field(default=1.0, metadata={"help": "Of the supervised contrastive loss; 0: none."})
     contrastive_temperature: float = field(default=0.1, metadata={"help": "Of the supervised contrastive loss."})
+    consistency_weight: float = field(
+        default=0.0, metadata={"help": "Of the divergence between two views of each text (R-Drop); 0: one view."}
+    )
     num_train_epochs: float = field(default=3.0, metadata={"help": "Number of epochs."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts per device and step."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up; below 1, their share."})
@@ -265,13 +276,18 @@ def fit(model_args, data_args, args, settings: dict, hybrid_module=HybridModule)
     if model_args.llm == "none":
         first, projector_fit = build_encoder(model_args), None
     else:
-        # Statistics and projector need no labels.
-        splits = [texts.unlabelled, *(split["text"] for split in (texts.validation, test) if split is not None)]
+        splits = [split["text"] for split in (texts.train, texts.validation, test) if split is not None]
         with args.main_process_first(desc="backbones"):  # converted or downloaded once
             for name in {model_args.llm, model_args.encoder} - {"none"}:
                 resolve_backbone(name)
         first, projector_fit = build_hybrid(
-            model_args, splits[0], list(chain(*splits)), cache_dir, cache_dtype, args.device, hybrid_module
+            model_args,
+            texts.unlabelled,  # statistics and projector need no labels
+            list(chain(*splits)),
+            cache_dir,
+            cache_dtype,
+            args.device,
+            hybrid_module,
         )
     pooling = Pooling(first.get_embedding_dimension(), pooling_mode="mean")
     head = ClassificationHead(first.get_embedding_dimension(), len(texts.label_names))
@@ -291,7 +307,9 @@ def fit(model_args, data_args, args, settings: dict, hybrid_module=HybridModule)
         model=model,
         args=args,
         train_dataset=texts.train,
-        loss=ClassificationLoss(model, args.contrastive_weight, args.contrastive_temperature),
+        loss=ClassificationLoss(
+            model, args.contrastive_weight, args.contrastive_temperature, args.consistency_weight
+        ),
         evaluator=evaluators.get("validation"),
         callbacks=[EarlyStoppingCallback(args.early_stopping_patience)] if texts.validation else [],
     )
@@ -322,9 +340,11 @@ def fit(model_args, data_args, args, settings: dict, hybrid_module=HybridModule)
 
 
 def build_hybrid(
-    model_args, train_texts, all_texts, cache_dir, cache_dtype, device, hybrid_module=HybridModule
+    model_args, unlabelled, texts, cache_dir, cache_dtype, device, hybrid_module=HybridModule
 ) -> tuple[HybridModule, dict | None]:
-    """The hybrid (or the LLM-only baseline) ready to train: states cached, statistics and projector estimated."""
+    """The hybrid (or the LLM-only baseline) ready to train: the states of `texts` cached, statistics and projector estimated
+    from `unlabelled` texts, of which `ESTIMATED_FROM` are enough."""
+    unlabelled = unlabelled[:: -(-len(unlabelled) // ESTIMATED_FROM)]
     encoder = None if model_args.encoder == "none" else model_args.encoder
     dtype = _llm_dtype(model_args.llm_dtype, device)
     with explained_load_errors(model_args.llm if encoder is None else f"{model_args.llm} or {encoder}"):
@@ -334,6 +354,7 @@ def build_hybrid(
             llm_layers=model_args.llm_layers,
             layer_pooling=model_args.layer_pooling,
             projector_dropout=model_args.projector_dropout,
+            layer_dropout=model_args.layer_dropout if model_args.layer_pooling == "concat" else 0.0,
             llm_dtype=dtype,
             llm_revision=model_args.llm_revision,
             encoder_revision=model_args.encoder_revision,
@@ -348,15 +369,15 @@ def build_hybrid(
         "max_seq_length": max_seq_length,
     }
     cache = LLMStateCache(cache_dir, key, hybrid.config.llm_layers, getattr(torch, cache_dtype))
-    cache.fill(hybrid, tokenizer, all_texts, max_seq_length)
+    cache.fill(hybrid, tokenizer, [*unlabelled, *texts], max_seq_length)
 
     hybrid.cpu()
     projector_fit = None
     if model_args.standardize:
-        fit_standardizer(hybrid, cache, tokenizer, train_texts)
+        fit_standardizer(hybrid, cache, tokenizer, unlabelled)
     if encoder is not None and model_args.projector_init == "ridge":
         encoder, revision = resolve_backbone(encoder), model_args.encoder_revision
-        projector_fit = fit_projector(hybrid, cache, tokenizer, encoder, train_texts, max_seq_length, revision)
+        projector_fit = fit_projector(hybrid, cache, tokenizer, encoder, unlabelled, max_seq_length, revision)
     return hybrid_module(hybrid, tokenizer, max_seq_length, cache), projector_fit
 
 
@@ -427,7 +448,7 @@ def _training_settings(args: HybridTrainingArguments) -> dict:
     """The training arguments that change the result, not those of where and how a run is logged or kept."""
     names = (
         "learning_rate projector_learning_rate head_learning_rate contrastive_weight contrastive_temperature "
-        "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps warmup_steps weight_decay "
+        "consistency_weight num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps warmup_steps weight_decay "
         "max_grad_norm optim adam_beta1 adam_beta2 adam_epsilon lr_scheduler_type early_stopping_patience bf16 seed "
         "load_best_model_at_end metric_for_best_model world_size"
     )

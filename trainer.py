@@ -80,30 +80,51 @@ class ClassificationHead(Module):
 class ClassificationLoss(nn.Module):
     """Cross-entropy of the head, plus `contrastive_weight` times the supervised contrastive loss of the embeddings.
 
-    In a distributed run both are those of the whole batch, the same on every process.
+    With a `consistency_weight` each text is embedded twice, with other dropout and other layers left out. Both views enter
+    the two losses, and `consistency_weight` times the symmetric KL divergence of their predictions is added (R-Drop,
+    Liang et al. 2021, arXiv:2106.14448, equation 2).
+
+    In a distributed run the losses are those of the whole batch, the same on every process.
     """
 
-    def __init__(self, model: SentenceTransformer, contrastive_weight: float, temperature: float):
+    def __init__(
+        self, model: SentenceTransformer, contrastive_weight: float, temperature: float, consistency_weight: float = 0.0
+    ):
         super().__init__()
         self.model = model
         self.contrastive_weight = contrastive_weight
         self.temperature = temperature
+        self.consistency_weight = consistency_weight
 
     def forward(self, sentence_features, labels):
-        features = self.model(sentence_features[0])
-        logits, embeddings, labels = gather_batch(features["logits"], features["sentence_embedding"], labels)
+        views = []
+        for _ in range(2 if self.consistency_weight else 1):
+            features = self.model(dict(sentence_features[0]))
+            views.append(gather_batch(features["logits"], features["sentence_embedding"], labels))
+        logits, embeddings, labels = (torch.cat(parts) for parts in zip(*views))
         # With --bf16 the similarities would lose the digits that the contrastive loss lives on.
         with torch.autocast(embeddings.device.type, enabled=False):
             losses = {"cross_entropy": nn.functional.cross_entropy(logits.float(), labels)}
             if self.contrastive_weight:
                 contrastive = supervised_contrastive_loss(embeddings, labels, self.temperature)
                 losses["supervised_contrastive"] = self.contrastive_weight * contrastive
+            if self.consistency_weight:
+                losses["consistency"] = self.consistency_weight * symmetric_divergence(*logits.float().chunk(2))
         if not all(torch.isfinite(loss) for loss in losses.values()):
             raise ValueError(
                 "The training loss is NaN or infinite: the weights of a backbone are damaged, or the learning rate is too "
                 "high."
             )
         return losses
+
+
+def symmetric_divergence(logits: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Half the sum of both KL divergences between two predictions (batch, labels) of the same texts, mean over the texts."""
+    p, q = logits.log_softmax(-1), others.log_softmax(-1)
+    divergence = nn.functional.kl_div
+    return (
+        divergence(p, q, log_target=True, reduction="batchmean") + divergence(q, p, log_target=True, reduction="batchmean")
+    ) / 2
 
 
 def gather_batch(*tensors: torch.Tensor) -> list[torch.Tensor]:

@@ -242,6 +242,29 @@ def test_layers_are_merged_after_standardising(pooling):
     torch.testing.assert_close(model.merge_layers(states), expected)
 
 
+def test_layers_side_by_side_and_layer_dropout():
+    model = with_statistics(make_model(layers=[2, 5], layer_pooling="concat", layer_dropout=0.5))
+    states = torch.randn(400, 2, 6, 32)
+    each = model.standardizer(states)
+    whole = torch.cat([each[:, 0], each[:, 1]], dim=-1)
+    torch.testing.assert_close(model.merge_layers(states), whole)
+    kept = (model.train().merge_layers(states) / whole).view(400, 6, 2, 32)
+    # A text has one layer at twice its weight, or both as they are: the projection keeps its size.
+    assert torch.allclose(kept, kept[:, :1, :, :1].expand_as(kept), atol=1e-4)
+    weights = kept[:, 0, :, 0].round()
+    assert (weights.sum(1) == 2).all()
+    # One, drawn at random, stays; the other is left out for every second text.
+    assert (weights == 1).all(1).sum() == pytest.approx(200, abs=50)
+    assert (weights == 2).sum(0).tolist() == pytest.approx([100, 100], abs=45)
+    for settings, message in (
+        ({"layer_pooling": "mean", "layer_dropout": 0.5}, "layer_dropout leaves layers out"),
+        ({"layer_pooling": "concat", "layer_dropout": 1.0}, "layer_dropout must be"),
+        ({"layer_pooling": "concat", "encoder": None}, "needs an encoder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_model(layers=[2, 5], **settings)
+
+
 def test_projector_dropout_acts_in_training_only():
     model = make_model(projector_dropout=0.5, encoder="roberta")
     model.encoder.config.hidden_dropout_prob = 0.0

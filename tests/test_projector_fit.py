@@ -63,6 +63,27 @@ def test_projector_is_the_ridge_regression(fitted, llm_tokenizer, tiny_encoder):
     np.testing.assert_allclose(model.projector[-1].bias.detach().numpy(), reference.intercept_, atol=1e-5)
 
 
+def test_layers_side_by_side_are_fitted_each_alone(fitted, tiny_llm, tiny_encoder, llm_tokenizer):
+    """Their projector is the mean of the projectors of the single layers."""
+    _, cache, _ = fitted
+    projectors, reports = {}, {}
+    for layers in ([2], [5], LAYERS):
+        model = HybridModel.from_backbones(
+            tiny_llm, tiny_encoder, llm_layers=layers, layer_pooling="concat", layer_dropout=0.5 * (len(layers) > 1)
+        ).train()
+        of_layers = cache.of_layers(layers)
+        projector_fit.fit_standardizer(model, of_layers, llm_tokenizer, TEXTS)
+        reports[len(layers), layers[0]] = projector_fit.fit_projector(
+            model, of_layers, llm_tokenizer, tiny_encoder, TEXTS, max_length=64
+        )
+        projectors[tuple(layers)] = model.projector[-1]
+        assert model.training
+    both, one, other = projectors[2, 5], projectors[2,], projectors[5,]
+    torch.testing.assert_close(both.weight, torch.cat([one.weight, other.weight], dim=1) / 2)
+    torch.testing.assert_close(both.bias, (one.bias + other.bias) / 2)
+    assert reports[2, 2]["r2"] == [reports[1, 2]["r2"], reports[1, 5]["r2"]]
+
+
 def test_r2_is_that_of_held_out_tokens():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5, 3, generator=generator, dtype=torch.float64)

@@ -45,6 +45,7 @@ def make_sweep(tiny_llm, tiny_encoder, dataset_root, tmp_path_factory):
 def test_every_kind_of_point(make_sweep):
     points = [Point("llm", 1, (2,)), Point("encoder-untrained", 1), Point("encoder", 1), Point("hybrid", 1, (2,))]
     points += [Point(kind, 1, (2, 5), pooling) for kind in ("llm", "hybrid") for pooling in ("max", "mean")]
+    points.append(Point("hybrid", 1, (2, 5), "concat"))
     results = make_sweep().run(points)
     for point, result in zip(points, results):
         assert (result["kind"], result["layers"], result["layer_pooling"]) == (
@@ -101,7 +102,7 @@ def test_a_point_equals_the_saved_model_scored_by_mteb(make_sweep, dataset_root,
     sweep = make_sweep(states="one-by-one")
     (result,) = sweep.run([Point("llm", 1, (5,))])
     module = sweep.build(Point("llm", 1, (5,)))
-    save_repository(tmp_path / "model", module.model, module.tokenizer, module.max_seq_length)
+    save_repository(tmp_path / "model", module.model, module.tokenizer, module.max_seq_length, normalize=True)
     model = SentenceTransformer(str(tmp_path / "model"), trust_remote_code=True, device="cpu")
     task = get_task("AmazonCounterfactual", dataset_root=dataset_root)
     result_of_mteb = mteb.evaluate(model, task, cache=None, encode_kwargs={"batch_size": 1})
@@ -166,7 +167,7 @@ def test_little_data(make_sweep):
     """Statistics and projector come from all texts of the split, the weights from a few of each label."""
     sweep = make_sweep(train_split="train", texts_per_label=2)
     whole = make_sweep(train_split="train").build(Point("hybrid", 1, (2,)))
-    points = [Point("llm", 1, (2,)), Point("encoder", 1), Point("hybrid", 1, (2,))]
+    points = [Point("llm", 1, (2,)), Point("encoder", 1), Point("hybrid", 1, (2,)), Point("llm", 2, (2,))]
     results = sweep.run(points)
     assert all(result["texts_per_label"] == 2 for result in results)
     assert sweep.directory.name == "train-2"

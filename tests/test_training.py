@@ -228,6 +228,32 @@ def test_supervised_contrastive_loss_against_its_formula():
     assert supervised_contrastive_loss(embeddings, torch.arange(6), temperature) == 0
 
 
+def test_two_views_of_a_text(tiny_llm, tiny_encoder):
+    hybrid = HybridModel.from_backbones(
+        tiny_llm, tiny_encoder, llm_layers=[2, 5], layer_pooling="concat", layer_dropout=0.5
+    )
+    first = HybridModule(hybrid, AutoTokenizer.from_pretrained(tiny_llm), 32)
+    head = ClassificationHead(24, 2)
+    model = SentenceTransformer(modules=[first, Pooling(24, pooling_mode="mean"), head], device="cpu").train()
+    labels = torch.tensor([1, 0, 1, 0, 0, 1, 0, 0])
+    features = model.preprocess(TEXTS)
+    loss = ClassificationLoss(model, contrastive_weight=1.0, temperature=0.1, consistency_weight=2.0)
+    torch.manual_seed(0)
+    losses = loss([features], labels)
+    torch.manual_seed(0)
+    views = [model(dict(features)) for _ in range(2)]
+    logits = [view["logits"] for view in views]
+    assert not torch.allclose(*logits)
+    p, q = (view.softmax(-1) for view in logits)
+    divergence = ((p * (p / q).log()).sum(1) + (q * (q / p).log()).sum(1)).mean() / 2
+    torch.testing.assert_close(losses["consistency"], 2.0 * divergence)
+    embeddings = torch.cat([view["sentence_embedding"] for view in views])
+    contrastive = supervised_contrastive_loss(embeddings, labels.repeat(2), 0.1)
+    torch.testing.assert_close(losses["supervised_contrastive"], contrastive)
+    cross_entropy = sum(torch.nn.functional.cross_entropy(view, labels) for view in logits) / 2
+    torch.testing.assert_close(losses["cross_entropy"], cross_entropy)
+
+
 def metrics(output):
     return json.loads((output / "results.json").read_text())["metrics"]
 
