@@ -79,7 +79,7 @@ def main():
     sweep_parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of train.py, e.g. num_train_epochs=10"
     )
-    sweep_parser.add_argument("--recipe", default="tuned", choices=["tuned", "paper"], help="ours, or the report's")
+    sweep_parser.add_argument("--recipe", default="tuned", choices=["tuned", "plain", "paper"], help="see RECIPES in sweep.py")
     sweep_parser.add_argument("--seeds", nargs="+", type=int, default=[33], help="33 is the report's")
     sweep_parser.add_argument("--results", default="results/sweep", help="where the points are kept")
     sweep_parser.add_argument("--dataset-root", help="as for run")

@@ -24,7 +24,7 @@ from backbones import backbone_revision
 from licensing import backbone_licenses, joint_license, write_license_files
 from llm_cache import write_whole
 from model_card import model_card, modifications, mteb_results
-from report import METRICS, draw_layers, read_points
+from report import METRICS, draw_layers, has_curves, read_points
 from repository import read_record, without_directory
 
 # Files of an earlier upload that go when this one does not have them: stale parts of weights, modules, figures.
@@ -111,8 +111,8 @@ def draw_figures(directory: Path, record: dict, sweep: str) -> list[str]:
     for (task, recipe, split), points in read_points(sweep).items():
         backbones = next(iter(points.values()))[0]["backbones"]
         swept = {role: without_directory(name) for role, name in backbones.items()}
-        if task == record["source"] and recipe == "tuned" and swept == names:
-            path = directory / "figures" / f"{task}-{split}-accuracy"
+        if task == record["source"] and recipe != "paper" and swept == names and has_curves(points):
+            path = directory / "figures" / f"{task}-{recipe}-{split}-accuracy"
             path.parent.mkdir(exist_ok=True)
             title = f"{task}, trained on its {split} split"
             draw_layers(points, "accuracy", METRICS["accuracy"], title, path, endings=("png",))

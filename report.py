@@ -72,7 +72,7 @@ def write_report(results: str, output: str, mteb_results: str | None = None) -> 
     for task, split in sorted({(task, split) for task, _, split in swept}):
         columns = {
             f"recipe `{recipe}`": sweeps[task, recipe, split]
-            for recipe in ("tuned", "paper")
+            for recipe in ("tuned", "plain", "paper")
             if (task, recipe, split) in sweeps
         }
         if split == "validation":  # which is what the report trained on
@@ -86,7 +86,7 @@ def write_report(results: str, output: str, mteb_results: str | None = None) -> 
     for (task, recipe, split), points in sorted(swept.items()):
         title = f"{task.removesuffix('Classification')}, trained on its {split} split, recipe `{recipe}`"
         text += [f"## {title}", "", describe(points), ""]
-        for metric, label in METRICS.items():
+        for metric, label in METRICS.items() if has_curves(points) else ():
             name = f"{task}-{recipe}-{split}-{metric}"
             written += draw_layers(points, metric, label, title.replace("`", ""), output / name)
             text += [f"![{label} against the layer]({name}.png)", ""]
@@ -267,6 +267,11 @@ def curve(points, kind: str, metric: str) -> tuple[list[int], list[float], list[
     return layers, [mean for mean, _ in values], [spread for _, spread in values]
 
 
+def has_curves(points) -> bool:
+    """Whether there are points of single layers to draw."""
+    return any(len(layers) == 1 for _, layers, _ in points)
+
+
 def draw_layers(
     points, metric: str, label: str, title: str, path: Path, endings: tuple[str, ...] = ("png", "svg")
 ) -> list[Path]:
@@ -308,7 +313,8 @@ def merging_table(points) -> list[str]:
         return []
     rows = ["| layers merged | accuracy | F1 |", "|---|---|---|"]
     for kind, layers, pooling in merged:
-        rows.append(row(f"{kind}, {pooling} of {', '.join(map(str, layers))}", points[kind, layers, pooling]))
+        name = "side by side" if pooling == "concat" else pooling
+        rows.append(row(f"{kind}, {name}: {', '.join(map(str, layers))}", points[kind, layers, pooling]))
     return rows
 
 
@@ -353,6 +359,7 @@ def summary_table(columns: dict[str, dict]) -> list[str]:
         "hybrid, best layer": lambda key: key[0] == "hybrid" and len(key[1]) == 1,
         "hybrid, mean of several layers": lambda key: key[0] == "hybrid" and len(key[1]) > 1 and key[2] == "mean",
         "hybrid, max of several layers": lambda key: key[0] == "hybrid" and len(key[1]) > 1 and key[2] == "max",
+        "hybrid, several layers side by side": lambda key: key[0] == "hybrid" and key[2] == "concat",
     }
     table = [f"| accuracy / F1 (layers) | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, belongs in rows.items():
@@ -387,15 +394,16 @@ def mteb_scores(mteb_results: str, task: str) -> list[dict]:
 
 
 def draw_rank(task: str, published: list[dict], sweeps, path: Path) -> list[Path]:
-    """The best published accuracies on a task and our best of each kind with the recipe `tuned`."""
+    """The best published accuracies on a task and our best of each kind, the report's recipe left out."""
     bars = sorted(
         ((entry["model"], float(entry["accuracy"]), "#BBBBBB") for entry in published), key=lambda bar: -bar[1]
     )
     bars = bars[:RANKED]
-    for (swept, recipe, split), points in sweeps.items():
+    ours = [(split, points) for (swept, recipe, split), points in sweeps.items() if swept == task and recipe != "paper"]
+    for split in sorted({split for split, _ in ours}):
         for kind, (name, colour, _) in {**CURVES, **LINES}.items():
-            groups = [group for key, group in points.items() if key[0] == kind]
-            if groups and (swept, recipe) == (task, "tuned"):
+            groups = [group for s, points in ours if s == split for key, group in points.items() if key[0] == kind]
+            if groups:
                 best = max(mean_and_spread(group, "accuracy")[0] for group in groups)
                 bars.append((f"{name}, {split} split (ours)", best, colour))
     bars.sort(key=lambda bar: bar[1])

@@ -74,6 +74,8 @@ class Recipe:
 
 RECIPES = {
     "tuned": Recipe({}, {}),
+    # The report's architecture without its mistakes, and nothing more: one view of a text, embeddings as they come.
+    "plain": Recipe({"normalize_embeddings": False}, {"consistency_weight": 0.0, "learning_rate": 5e-5}),
     "paper": Recipe(
         # Mistakes of the report: LLM states as they come, of which a few dimensions hold nearly all the energy, enter
         # through a random projection ...
@@ -128,7 +130,8 @@ class Sweep:
         dataset_root: a local mirror of the Hub's datasets.
         llm_cache_dir: where LLM states are kept.
         settings: further settings of `train.py`, kept with each point.
-        recipe: a name in `RECIPES`: `tuned` is train.py's own, `paper` that of the report.
+        recipe: a name in `RECIPES`: `tuned` is train.py's own, `plain` that without its refinements, `paper` that of the
+            report.
         texts_per_label: train on so many texts of each label, drawn with the point's seed; the others of the split, without
             their labels, still serve the statistics and the projector's start. The last checkpoint counts: validation
             texts would be more labels.

@@ -227,7 +227,7 @@ def test_figures_of_a_sweep_with_the_same_backbones(final, licensed_options, api
         }  # fmt: skip
         (points / "llm-1-s1.json").write_text(json.dumps(point))
         directory = prepare(final, REPO, api, sweep=str(tmp_path / f"sweep-{number}"))
-        figure = "figures/AmazonCounterfactualClassification-validation-accuracy.png"
+        figure = "figures/AmazonCounterfactualClassification-tuned-validation-accuracy.png"
         assert (f"({figure})" in (directory / "README.md").read_text()) == (number == 0)
         if number == 0:
             assert (directory / figure).stat().st_size > 1000

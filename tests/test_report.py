@@ -79,7 +79,7 @@ def test_tables(results, tmp_path):
     write_report(results, tmp_path / "report")
     text = (tmp_path / "report/report.md").read_text()
     assert "| hybrid, layer 3 | 0.5000 ± 0.1414 (0.9000) | 0.4500 ± 0.1414 (0.9000) |" in text
-    assert "| hybrid, max of 1, 3 | 0.4500 ± 0.0141 (0.7000) | 0.4000 ± 0.0141 (0.7000) |" in text
+    assert "| hybrid, max: 1, 3 | 0.4500 ± 0.0141 (0.7000) | 0.4000 ± 0.0141 (0.7000) |" in text
     assert "L and E; seeds 1, 2." in text
     assert "| accuracy / F1 (layers) | recipe `tuned` | the report of 2024 |" in text
     assert "| LLM only, best layer | 0.3000 / 0.2500 (3) |  |" in text
