@@ -215,7 +215,7 @@ class Sweep:
             "llm": {**self.models, "encoder": "none"},
             "hybrid": self.models,
         }.get(point.kind, {**self.models, "llm": "none"})
-        layers = {"llm_layers": list(point.layers), "layer_pooling": point.layer_pooling} if point.layers else {}
+        layers = {"llm_layers": list(point.layers)} if point.layers else {}
         run_directory = self.directory / f".{point.name}.run"
         training = HybridTrainingArguments(
             output_dir=str(run_directory),
@@ -224,7 +224,7 @@ class Sweep:
             **({"save_strategy": "no"} if not self.data["validation_share"] else {}),
             **self.training,
         )
-        return ModelArguments(**models, **layers, **self.model), DataArguments(**self.data), training
+        return ModelArguments(**models, **layers, layer_pooling=point.layer_pooling, **self.model), DataArguments(**self.data), training
 
     def build(self, point: Point, texts=()) -> HybridModule:
         """The model of `point` with its statistics, the states of its training texts and of `texts` cached."""

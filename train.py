@@ -72,10 +72,11 @@ class ModelArguments:
         default="main", metadata={"help": "Branch, tag or commit of the encoder on the Hub."}
     )
     llm_layers: list[int] = field(
-        default_factory=lambda: [7], metadata={"help": "Layers whose states are read; 1 is after the first block."}
+        default_factory=lambda: [1, 2, 3, 4, 6, 8],
+        metadata={"help": "Layers whose states are read; 1 is after the first block."},
     )
     layer_pooling: str = field(
-        default="mean", metadata={"help": "How several layers are merged: mean, max, or concat (side by side)."}
+        default="concat", metadata={"help": "How several layers are merged: mean, max, or concat (side by side)."}
     )
     layer_dropout: float = field(
         default=0.5, metadata={"help": "With concat: the probability that a text is trained without a layer."}
@@ -141,7 +142,7 @@ class HybridTrainingArguments(SentenceTransformerTrainingArguments):
     contrastive_weight: float = field(default=1.0, metadata={"help": "Of the supervised contrastive loss; 0: none."})
     contrastive_temperature: float = field(default=0.1, metadata={"help": "Of the supervised contrastive loss."})
     consistency_weight: float = field(
-        default=0.0, metadata={"help": "Of the divergence between two views of each text (R-Drop); 0: one view."}
+        default=1.0, metadata={"help": "Of the divergence between two views of each text (R-Drop); 0: one view."}
     )
     num_train_epochs: float = field(default=3.0, metadata={"help": "Number of epochs."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts per device and step."})
@@ -346,15 +347,18 @@ def build_hybrid(
     from `unlabelled` texts, of which `ESTIMATED_FROM` are enough."""
     unlabelled = unlabelled[:: -(-len(unlabelled) // ESTIMATED_FROM)]
     encoder = None if model_args.encoder == "none" else model_args.encoder
+    pooling = model_args.layer_pooling
+    if encoder is None and pooling == "concat":
+        pooling = "mean"  # without a projector nothing would bring the layers' dimensions together
     dtype = _llm_dtype(model_args.llm_dtype, device)
     with explained_load_errors(model_args.llm if encoder is None else f"{model_args.llm} or {encoder}"):
         hybrid = HybridModel.from_backbones(
             model_args.llm,
             encoder,
             llm_layers=model_args.llm_layers,
-            layer_pooling=model_args.layer_pooling,
+            layer_pooling=pooling,
             projector_dropout=model_args.projector_dropout,
-            layer_dropout=model_args.layer_dropout if model_args.layer_pooling == "concat" else 0.0,
+            layer_dropout=model_args.layer_dropout if pooling == "concat" else 0.0,
             llm_dtype=dtype,
             llm_revision=model_args.llm_revision,
             encoder_revision=model_args.encoder_revision,

@@ -75,7 +75,7 @@ def test_results_and_repository(trained):
     assert results["texts"] == {"train": 64, "validation": 16}
     assert 0 <= results["metrics"]["validation"]["accuracy"] <= 1
     assert results["metrics"]["test"]["accuracy"] > 0.6  # training texts: something was learned
-    assert -1 < results["projector_fit"]["r2"] < 1
+    assert len(results["projector_fit"]["r2"]) == 2 and all(-1 < r2 < 1 for r2 in results["projector_fit"]["r2"])
     files = {str(path.relative_to(trained / "final")) for path in (trained / "final").rglob("*") if path.is_file()}
     assert files == {
         "config.json",
@@ -86,6 +86,7 @@ def test_results_and_repository(trained):
         "sentence_bert_config.json",
         "config_sentence_transformers.json",
         "1_Pooling/config.json",
+        "2_Normalize/config.json",
         "training.json",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -155,6 +156,7 @@ if __name__ == "__main__":
     print(json.dumps(model.encode({TEXTS!r}).tolist()))
 """
     embeddings = json.loads(fresh_process(sentence_transformer).splitlines()[-1])
+    expected = torch.nn.functional.normalize(expected, dim=-1)
     torch.testing.assert_close(torch.tensor(embeddings), expected, atol=1e-5, rtol=1e-5)
 
 
