@@ -188,7 +188,7 @@ def comparison_table(sweeps: dict, chosen: dict) -> list[str]:
     ]
     for name, head in (("mteb's probe", False), ("trained head", True)):
         for task, training_set in ordered_training_sets(sweeps, chosen):
-            result = comparison(sweeps[task, "tuned", training_set], chosen[task], head)
+            result = comparison(sweeps[task, "tuned", training_set], chosen[task][training_set], head)
             if result is None:
                 continue
             cells = [score(result[kind]) for kind in ("llm", "encoder", "hybrid")]
@@ -201,7 +201,7 @@ def comparison_table(sweeps: dict, chosen: dict) -> list[str]:
 
 
 def ordered_training_sets(sweeps: dict, chosen: dict) -> list[tuple[str, str]]:
-    """The tasks of `chosen` with their training sets: the split `train`, few texts of it in order, `validation`."""
+    """The tasks of `chosen` with those of their training sets that were measured: few texts first, `validation` last."""
 
     def order(training_set):
         split, _, number = training_set.partition("-")
@@ -210,7 +210,8 @@ def ordered_training_sets(sweeps: dict, chosen: dict) -> list[tuple[str, str]]:
     return [
         (task, training_set)
         for task in sorted(chosen)
-        for training_set in sorted({split for name, recipe, split in sweeps if (name, recipe) == (task, "tuned")}, key=order)
+        for training_set in sorted(chosen[task], key=order)
+        if (task, "tuned", training_set) in sweeps
     ]
 
 
@@ -224,9 +225,9 @@ def draw_little_data(sweeps: dict, chosen: dict, task: str, path: Path) -> list[
     found = {}
     for name, training_set in ordered_training_sets(sweeps, chosen):
         split, _, number = training_set.partition("-")
-        result = comparison(sweeps[task, "tuned", training_set], chosen[task], head=True) if name == task else None
-        if result and split == "train":
-            found[number or "all"] = result
+        if name == task and split == "train":
+            result = comparison(sweeps[task, "tuned", training_set], chosen[task][training_set], head=True)
+            found |= {number or "all": result} if result else {}
     if len(found) < 2:
         return []
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -328,7 +329,8 @@ def row(name: str, group: list[dict]) -> str:
 
 
 def read_chosen(path: Path) -> dict:
-    """By task, the layers of the hybrid and of the LLM alone that were chosen on validation data; none without a file."""
+    """By task and training set, the layers of the hybrid and of the LLM alone that were chosen on dev texts; none without a
+    file."""
     return json.loads(path.read_text()) if path.is_file() else {}
 
 

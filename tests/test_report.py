@@ -145,7 +145,10 @@ def comparable(tmp_path):
                 }  # fmt: skip
                 (directory / f"{kind}-{seed}.json").write_text(json.dumps(point))
     one = {"layers": [2], "layer_pooling": "mean"}
-    (tmp_path / "results/chosen.json").write_text(json.dumps({"EmotionClassification": {"hybrid": one, "llm": one}}))
+    chosen = {"hybrid": one, "llm": one}
+    (tmp_path / "results/chosen.json").write_text(
+        json.dumps({"EmotionClassification": {"train": chosen, "train-8": chosen, "train-64": chosen}})
+    )
     return tmp_path / "results"
 
 
