@@ -204,6 +204,8 @@ def licensed_options(tiny_llm, tiny_encoder, dataset_root, tmp_path_factory):
         *("--encoder", licensed(tiny_encoder, directory / "encoder", "mit"), "--max_seq_length", "64"),
         *("--task", "AmazonCounterfactual", "--dataset_root", dataset_root, "--max_steps", "3"),
         *("--validation_share", "0", "--llm_cache_dir", str(directory / "states")),
+        # So that AutoModel, which pools alone, gives what SentenceTransformer gives.
+        "--no_normalize_embeddings",
     ]
 
 

@@ -303,11 +303,11 @@ def test_updating_sends_no_weights_again_and_removes_what_is_stale(final, hub, a
     sent = len(hub.stored)
     assert sent == 2  # weights and tokenizer
     repository = hub.repositories[REPO]
-    repository.commit("by hand", {**repository.files, "2_Normalize/config.json": b"{}", "mine.txt": b"mine"})
+    repository.commit("by hand", {**repository.files, "onnx/model.onnx": b"{}", "mine.txt": b"mine"})
     (directory / "README.md").write_text("---\nlicense: gemma\n---\nnew\n")
     push(directory, REPO, api)
     assert len(hub.stored) == sent and repository.files["README.md"].endswith(b"new\n")
-    assert "2_Normalize/config.json" not in repository.files and repository.files["mine.txt"] == b"mine"
+    assert "onnx/model.onnx" not in repository.files and repository.files["mine.txt"] == b"mine"
     commits = len(repository.commits)
     push(directory, REPO, api)  # nothing changed
     assert len(repository.commits) == commits
