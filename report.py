@@ -269,8 +269,8 @@ def curve(points, kind: str, metric: str) -> tuple[list[int], list[float], list[
 
 
 def has_curves(points) -> bool:
-    """Whether there are points of single layers to draw."""
-    return any(len(layers) == 1 for _, layers, _ in points)
+    """Whether a curve over the layers has more than a point."""
+    return any(len(curve(points, kind, "accuracy")[0]) > 1 for kind in CURVES)
 
 
 def draw_layers(

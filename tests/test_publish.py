@@ -225,7 +225,8 @@ def test_figures_of_a_sweep_with_the_same_backbones(final, licensed_options, api
             "backbones": {"llm": llm, "encoder": encoder},
             "experiments": [{"accuracy": 0.5, "f1": 0.4}, {"accuracy": 0.5, "f1": 0.4}],
         }  # fmt: skip
-        (points / "llm-1-s1.json").write_text(json.dumps(point))
+        for layer in (1, 2):
+            (points / f"llm-{layer}-s1.json").write_text(json.dumps({**point, "layers": [layer]}))
         directory = prepare(final, REPO, api, sweep=str(tmp_path / f"sweep-{number}"))
         figure = "figures/AmazonCounterfactualClassification-tuned-validation-accuracy.png"
         assert (f"({figure})" in (directory / "README.md").read_text()) == (number == 0)
