@@ -320,25 +320,25 @@ class HybridModel(HybridPreTrainedModel):
     def merge_layers(self, llm_hidden_states: torch.Tensor) -> torch.Tensor:
         """Standardises the states of each layer and merges them: (batch, layers, tokens, dim) to (batch, tokens, dim).
 
-        Layers side by side have dim times their number.
+        Layers side by side have dim times their number, and each is divided by their number: the projector's output is then
+        the mean of what it makes of each, and its weights have the size, and learn at the pace, of those of a single layer.
         """
         standardized = self.standardizer(llm_hidden_states)
         if self.config.layer_pooling == "max":
             return standardized.amax(dim=1)
         if self.config.layer_pooling == "concat":
-            if self.training and self.config.layer_dropout:
-                standardized = standardized * self._kept_layers(standardized)
-            return standardized.transpose(1, 2).flatten(2)
+            return (standardized * self._layer_weights(standardized)).transpose(1, 2).flatten(2)
         return standardized.mean(dim=1)
 
-    def _kept_layers(self, states: torch.Tensor) -> torch.Tensor:
-        """Which layers of each text layer dropout keeps: (batch, layers, 1, 1), zero or the weight that makes up for the
-        others."""
+    def _layer_weights(self, states: torch.Tensor) -> torch.Tensor:
+        """The weight of each layer of each text, (batch, layers, 1, 1): they add up to 1, and layer dropout makes some zero."""
         batch_size, num_layers = states.shape[:2]
-        kept = torch.rand(batch_size, num_layers, device=states.device) >= self.config.layer_dropout
-        spared = torch.randint(num_layers, (batch_size, 1), device=states.device)
-        kept = kept.scatter(1, spared, True).to(states.dtype)
-        return (kept * num_layers / kept.sum(1, keepdim=True))[:, :, None, None]
+        kept = torch.ones(batch_size, num_layers, dtype=states.dtype, device=states.device)
+        if self.training and self.config.layer_dropout:
+            kept = (torch.rand_like(kept) >= self.config.layer_dropout).to(states.dtype)
+            spared = torch.randint(num_layers, (batch_size, 1), device=states.device)
+            kept = kept.scatter(1, spared, 1.0)
+        return (kept / kept.sum(1, keepdim=True))[:, :, None, None]
 
     def forward(
         self,

@@ -74,7 +74,7 @@ def fit_projector(
             if not rows:
                 continue
             with torch.no_grad():
-                inputs = model.merge_layers(cache.states(text).unsqueeze(0))[0, rows]
+                inputs = parts * model.merge_layers(cache.states(text).unsqueeze(0))[0, rows]
             for moments, part in zip(held_out if (i + 1) % HELD_OUT_EVERY == 0 else fitted, inputs.chunk(parts, dim=1)):
                 moments.add(part, targets)
         for moments in (*fitted, *held_out):
@@ -92,7 +92,7 @@ def fit_projector(
     solved = [moments.solve(ridge) for moments, (_, ridge) in zip(fitted, chosen)]
     linear = model.projector[-1]
     with torch.no_grad():
-        linear.weight.copy_(torch.cat([weight for weight, _ in solved]).T / parts)
+        linear.weight.copy_(torch.cat([weight for weight, _ in solved]).T)
         linear.bias.copy_(sum(bias for _, bias in solved) / parts)
     r2, ridges = [r2 for r2, _ in chosen], [ridge for _, ridge in chosen]
     logger.info("Projector fitted on %d tokens: held-out R^2 %s, ridge %s", fitted[0].count, r2, ridges)

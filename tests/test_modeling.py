@@ -246,7 +246,7 @@ def test_layers_side_by_side_and_layer_dropout():
     model = with_statistics(make_model(layers=[2, 5], layer_pooling="concat", layer_dropout=0.5))
     states = torch.randn(400, 2, 6, 32)
     each = model.standardizer(states)
-    whole = torch.cat([each[:, 0], each[:, 1]], dim=-1)
+    whole = torch.cat([each[:, 0], each[:, 1]], dim=-1) / 2
     torch.testing.assert_close(model.merge_layers(states), whole)
     kept = (model.train().merge_layers(states) / whole).view(400, 6, 2, 32)
     # A text has one layer at twice its weight, or both as they are: the projection keeps its size.

@@ -64,7 +64,7 @@ def test_projector_is_the_ridge_regression(fitted, llm_tokenizer, tiny_encoder):
 
 
 def test_layers_side_by_side_are_fitted_each_alone(fitted, tiny_llm, tiny_encoder, llm_tokenizer):
-    """Their projector is the mean of the projectors of the single layers."""
+    """What their projector makes of a token is the mean of what the projectors of the single layers make of it."""
     _, cache, _ = fitted
     projectors, reports = {}, {}
     for layers in ([2], [5], LAYERS):
@@ -79,8 +79,11 @@ def test_layers_side_by_side_are_fitted_each_alone(fitted, tiny_llm, tiny_encode
         projectors[tuple(layers)] = model.projector[-1]
         assert model.training
     both, one, other = projectors[2, 5], projectors[2,], projectors[5,]
-    torch.testing.assert_close(both.weight, torch.cat([one.weight, other.weight], dim=1) / 2)
+    torch.testing.assert_close(both.weight, torch.cat([one.weight, other.weight], dim=1))
     torch.testing.assert_close(both.bias, (one.bias + other.bias) / 2)
+    states = cache.states(TEXTS[0])
+    each = [projectors[layer,](model.eval().standardizer(states[None])[0, row]) for row, layer in enumerate(LAYERS)]
+    torch.testing.assert_close(both(model.merge_layers(states[None]))[0], sum(each) / 2, atol=1e-5, rtol=1e-4)
     assert reports[2, 2]["r2"] == [reports[1, 2]["r2"], reports[1, 5]["r2"]]
 
 
