@@ -71,7 +71,9 @@ def main():
     )
     sweep_parser.add_argument("--layers", nargs="+", type=int, help="of llm and hybrid; all by default")
     sweep_parser.add_argument("--merge", nargs="+", type=int, help="merge these layers, not the four best")
-    sweep_parser.add_argument("--pooling", nargs="+", default=["max", "mean"], choices=["max", "mean", "concat"], help="of --merge")
+    sweep_parser.add_argument(
+        "--pooling", nargs="+", default=["max", "mean"], choices=["max", "mean", "concat"], help="of --merge"
+    )
     sweep_parser.add_argument("--train-split", default="validation", help="validation: the report's texts; or train")
     sweep_parser.add_argument(
         "--texts-per-label", type=int, metavar="N", help="train on N texts of each label, drawn with the seed"
@@ -79,7 +81,9 @@ def main():
     sweep_parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of train.py, e.g. num_train_epochs=10"
     )
-    sweep_parser.add_argument("--recipe", default="tuned", choices=["tuned", "plain", "paper"], help="see RECIPES in sweep.py")
+    sweep_parser.add_argument(
+        "--recipe", default="tuned", choices=["tuned", "plain", "paper"], help="see RECIPES in sweep.py"
+    )
     sweep_parser.add_argument("--seeds", nargs="+", type=int, default=[33], help="33 is the report's")
     sweep_parser.add_argument("--results", default="results/sweep", help="where the points are kept")
     sweep_parser.add_argument("--dataset-root", help="as for run")
@@ -207,7 +211,9 @@ def parse_settings(pairs: list[str]) -> dict:
     if wrong:
         raise ValueError(f"--set {' '.join(wrong)}: write NAME=VALUE.")
     values = dict(pair.split("=", 1) for pair in pairs)
-    model_args, _, training = parse_arguments([part for name, value in values.items() for part in (f"--{name}", value)])
+    model_args, _, training = parse_arguments(
+        [part for name, value in values.items() for part in (f"--{name}", value)]
+    )
     settings = {**vars(model_args), **vars(training)}
     unknown = sorted(set(values) - set(settings))
     if unknown:

@@ -191,7 +191,9 @@ def _architecture(directory: Path, record: dict, config, bases: dict[str, str]) 
         if record["settings"]["standardize"]:
             rows.append("| standardisation | each dimension of the states, by statistics of the training texts |")
         if "encoder" in record["backbones"]:
-            inputs = config.llm_config.hidden_size * (len(config.llm_layers) if config.layer_pooling == "concat" else 1)
+            inputs = config.llm_config.hidden_size * (
+                len(config.llm_layers) if config.layer_pooling == "concat" else 1
+            )
             rows += [
                 f"| projector, trained | linear, {inputs} to {config.hidden_size} |",
                 f"| encoder, trained | {describe('encoder')}; it reads the projected states in place of word embeddings |",

@@ -75,7 +75,9 @@ def fit_projector(
                 continue
             with torch.no_grad():
                 inputs = parts * model.merge_layers(cache.states(text).unsqueeze(0))[0, rows]
-            for moments, part in zip(held_out if (i + 1) % HELD_OUT_EVERY == 0 else fitted, inputs.chunk(parts, dim=1)):
+            for moments, part in zip(
+                held_out if (i + 1) % HELD_OUT_EVERY == 0 else fitted, inputs.chunk(parts, dim=1)
+            ):
                 moments.add(part, targets)
         for moments in (*fitted, *held_out):
             moments.flush()

@@ -401,7 +401,9 @@ def draw_rank(task: str, published: list[dict], sweeps, path: Path) -> list[Path
         ((entry["model"], float(entry["accuracy"]), "#BBBBBB") for entry in published), key=lambda bar: -bar[1]
     )
     bars = bars[:RANKED]
-    ours = [(split, points) for (swept, recipe, split), points in sweeps.items() if swept == task and recipe != "paper"]
+    ours = [
+        (split, points) for (swept, recipe, split), points in sweeps.items() if swept == task and recipe != "paper"
+    ]
     for split in sorted({split for split, _ in ours}):
         for kind, (name, colour, _) in {**CURVES, **LINES}.items():
             groups = [group for s, points in ours if s == split for key, group in points.items() if key[0] == kind]

@@ -224,7 +224,11 @@ class Sweep:
             **({"save_strategy": "no"} if not self.data["validation_share"] else {}),
             **self.training,
         )
-        return ModelArguments(**models, **layers, layer_pooling=point.layer_pooling, **self.model), DataArguments(**self.data), training
+        return (
+            ModelArguments(**models, **layers, layer_pooling=point.layer_pooling, **self.model),
+            DataArguments(**self.data),
+            training,
+        )
 
     def build(self, point: Point, texts=()) -> HybridModule:
         """The model of `point` with its statistics, the states of its training texts and of `texts` cached."""
@@ -261,7 +265,11 @@ class Sweep:
             result |= {"projector_fit": report["projector_fit"], "train_seconds": report["train_seconds"]}
             first, head = model[0], model[2]
         else:
-            first = some_layers(states, point.layers, point.layer_pooling) if point.kind == "llm" else build_encoder(model_args)
+            first = (
+                some_layers(states, point.layers, point.layer_pooling)
+                if point.kind == "llm"
+                else build_encoder(model_args)
+            )
         pooling = Pooling(first.get_embedding_dimension(), pooling_mode="mean")
         embedder = SentenceTransformer(modules=[first, pooling], device=training.device)
 
@@ -273,7 +281,9 @@ class Sweep:
                 logits = head({"sentence_embedding": torch.tensor(np.stack(test), device=training.device)})["logits"]
             result["head"] = self._head_scores(logits.argmax(-1).tolist())
         elif point.kind == "llm":
-            result["head"] = self._head_scores(self._fitted_head(embedder, point.seed).predict(np.stack(test)).tolist())
+            result["head"] = self._head_scores(
+                self._fitted_head(embedder, point.seed).predict(np.stack(test)).tolist()
+            )
         if model_args.normalize_embeddings:
             embeddings = dict(zip(embeddings, normalize(np.stack(list(embeddings.values())))))
         scores, correct = self._mteb_scores(lambda texts: np.stack([embeddings[text] for text in texts]))

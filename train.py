@@ -308,9 +308,7 @@ def fit(model_args, data_args, args, settings: dict, hybrid_module=HybridModule)
         model=model,
         args=args,
         train_dataset=texts.train,
-        loss=ClassificationLoss(
-            model, args.contrastive_weight, args.contrastive_temperature, args.consistency_weight
-        ),
+        loss=ClassificationLoss(model, args.contrastive_weight, args.contrastive_temperature, args.consistency_weight),
         evaluator=evaluators.get("validation"),
         callbacks=[EarlyStoppingCallback(args.early_stopping_patience)] if texts.validation else [],
     )

@@ -88,7 +88,11 @@ class ClassificationLoss(nn.Module):
     """
 
     def __init__(
-        self, model: SentenceTransformer, contrastive_weight: float, temperature: float, consistency_weight: float = 0.0
+        self,
+        model: SentenceTransformer,
+        contrastive_weight: float,
+        temperature: float,
+        consistency_weight: float = 0.0,
     ):
         super().__init__()
         self.model = model
@@ -123,7 +127,8 @@ def symmetric_divergence(logits: torch.Tensor, others: torch.Tensor) -> torch.Te
     p, q = logits.log_softmax(-1), others.log_softmax(-1)
     divergence = nn.functional.kl_div
     return (
-        divergence(p, q, log_target=True, reduction="batchmean") + divergence(q, p, log_target=True, reduction="batchmean")
+        divergence(p, q, log_target=True, reduction="batchmean")
+        + divergence(q, p, log_target=True, reduction="batchmean")
     ) / 2
 
 

@@ -118,7 +118,9 @@ def test_bundled_sample():
 def test_texts_per_label(tmp_path):
     path = write(tmp_path / "train.csv", ROWS + [(f"rare {i}", "seldom") for i in range(3)])
     draw = {
-        (number, seed): load_labelled_texts(train_file=path, validation_share=0, texts_per_label=number, seed=seed).train
+        (number, seed): load_labelled_texts(
+            train_file=path, validation_share=0, texts_per_label=number, seed=seed
+        ).train
         for number in (2, 5)
         for seed in (1, 2)
     }

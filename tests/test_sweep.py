@@ -190,7 +190,11 @@ def test_settings_belong_to_a_point(make_sweep):
 def test_settings_on_the_command_line():
     settings = evaluate_mteb.parse_settings(["learning_rate=1e-4", "llm_dtype=bfloat16", "num_train_epochs=20"])
     assert settings == {"learning_rate": 1e-4, "llm_dtype": "bfloat16", "num_train_epochs": 20.0}
-    for wrong, message in (("bf16", "NAME=VALUE"), ("nonsense=1", "nonsense"), ("task=Emotion", "models and of training")):
+    for wrong, message in (
+        ("bf16", "NAME=VALUE"),
+        ("nonsense=1", "nonsense"),
+        ("task=Emotion", "models and of training"),
+    ):
         with pytest.raises(ValueError, match=message):
             evaluate_mteb.parse_settings([wrong])
 
