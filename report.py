@@ -110,8 +110,7 @@ def read_points(results) -> dict:
     for path in sorted(Path(results).glob("*/*/*/*.json")):
         point = json.loads(path.read_text())
         key = (point["kind"], tuple(point["layers"]), point["layer_pooling"])
-        training_set = "-".join(str(part) for part in (point["train_split"], point.get("texts_per_label")) if part)
-        sweeps[point["task"], point["recipe"], training_set][key].append(point)
+        sweeps[point["task"], point["recipe"], path.parent.name][key].append(point)
     return sweeps
 
 

@@ -10,8 +10,8 @@ import logging
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import mteb
@@ -233,14 +233,17 @@ class Sweep:
     def build(self, point: Point, texts=()) -> HybridModule:
         """The model of `point` with its statistics, the states of its training texts and of `texts` cached."""
         model_args, data_args, training = self._arguments(point)
-        sources = asdict(data_args)
-        cache_dir, cache_dtype = sources.pop("llm_cache_dir"), sources.pop("llm_cache_dtype")
-        del sources["test_file"]
-        labelled = load_labelled_texts(**sources, seed=point.seed)
+        labelled = self._labelled_texts(point.seed)
         validation_texts = labelled.validation["text"] if labelled.validation else []
         all_texts = [*labelled.train["text"], *validation_texts, *texts]
         module, _ = build_hybrid(
-            model_args, labelled.unlabelled, all_texts, cache_dir, cache_dtype, training.device, self.recipe.module
+            model_args,
+            labelled.unlabelled,
+            all_texts,
+            data_args.llm_cache_dir,
+            data_args.llm_cache_dtype,
+            training.device,
+            self.recipe.module,
         )
         return module
 
@@ -300,6 +303,7 @@ class Sweep:
             "seconds": round(time.perf_counter() - start, 1),
         }
 
+    @lru_cache(maxsize=1)  # the LLM's points, one a layer, share their texts
     def _labelled_texts(self, seed: int):
         sources = {k: v for k, v in self.data.items() if k != "llm_cache_dir"}
         return load_labelled_texts(**sources, seed=seed)

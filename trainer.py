@@ -123,13 +123,12 @@ class ClassificationLoss(nn.Module):
 
 
 def symmetric_divergence(logits: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Half the sum of both KL divergences between two predictions (batch, labels) of the same texts, mean over the texts."""
+    """Half the sum of both KL divergences between two predictions (batch, labels) of the same texts, mean over the texts.
+
+    Together the two are the sum of (p - q) (log p - log q).
+    """
     p, q = logits.log_softmax(-1), others.log_softmax(-1)
-    divergence = nn.functional.kl_div
-    return (
-        divergence(p, q, log_target=True, reduction="batchmean")
-        + divergence(q, p, log_target=True, reduction="batchmean")
-    ) / 2
+    return ((p.exp() - q.exp()) * (p - q)).sum(-1).mean() / 2
 
 
 def gather_batch(*tensors: torch.Tensor) -> list[torch.Tensor]:
