@@ -54,6 +54,9 @@ class HybridConfig(PreTrainedConfig):
         layer_dropout (`float`, defaults to 0.0):
             With `"concat"`, the probability that a text is trained without a layer, except for one, drawn at random, that
             stays. The projections of the layers that are left stand in for all.
+        read_words (`bool`, defaults to `False`):
+            Whether the encoder reads each text twice, from the projected LLM states and from its own word embeddings of the
+            LLM's tokens. The model's output is the mean of both.
 
     Raises:
         ValueError: if `llm_layers` is empty, repeats a layer or names one that the LLM does not have, or if
@@ -72,6 +75,7 @@ class HybridConfig(PreTrainedConfig):
         llm_depth=None,
         projector_dropout=0.0,
         layer_dropout=0.0,
+        read_words=False,
         **kwargs,
     ):
         if llm_config is None:
@@ -102,6 +106,8 @@ class HybridConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 0 and below 1, not {value}.")
         if layer_dropout and layer_pooling != "concat":
             raise ValueError("layer_dropout leaves layers out of layer_pooling='concat', and of no other.")
+        if read_words and encoder_config is None:
+            raise ValueError("read_words needs an encoder, whose word embeddings are read.")
 
         self.llm_config = _keep_blocks(llm_config, llm_config.num_hidden_layers, layers[-1])
         self.encoder_config = encoder_config
@@ -110,6 +116,7 @@ class HybridConfig(PreTrainedConfig):
         self.llm_depth = depth
         self.projector_dropout = projector_dropout
         self.layer_dropout = layer_dropout
+        self.read_words = read_words
 
         # sentence-transformers reads these three at top level.
         self.hidden_size = (encoder_config or llm_config).hidden_size

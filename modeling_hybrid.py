@@ -3,6 +3,9 @@
     input_ids -> llm blocks 1..k -> hidden states of llm_layers -> standardise each dimension, merge the layers
               -> projector -> encoder (as inputs_embeds) -> mean over the text's tokens
 
+With `config.read_words` the encoder reads the text a second time, from its own word embeddings of the same tokens, and the
+states of both readings are averaged.
+
 A published repository carries this file and `configuration_hybrid.py`, so both import torch and transformers alone.
 """
 
@@ -89,6 +92,46 @@ class HiddenStateStandardizer(nn.Module):
         return torch.clamp(standardized, -self.clip, self.clip)
 
 
+class WordReader(nn.Module):
+    """The encoder's word embeddings of the LLM's tokens: of a token that is several words pieces to the encoder, their mean.
+
+    One tokenizer serves both readings, and they agree in the number of tokens and in their places. A token that goes on
+    with a word ("##ing") is another word piece than the same letters at the start of one, so each has two rows: which of
+    them holds is seen from the token before. Until [`set_table`] is called, no token has a word piece.
+    """
+
+    MAX_PIECES = 4
+
+    def __init__(self, llm_vocab_size: int, vocab_size: int, hidden_size: int):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocab_size, hidden_size)
+        self.register_buffer("pieces", torch.full((2, llm_vocab_size, self.MAX_PIECES), -1, dtype=torch.int32))
+        self.register_buffer("starts_inside", torch.zeros(llm_vocab_size, dtype=torch.bool))
+        self.register_buffer("ends_inside", torch.zeros(llm_vocab_size, dtype=torch.bool))
+
+    def set_table(self, pieces: torch.Tensor, starts_inside: torch.Tensor, ends_inside: torch.Tensor):
+        """
+        Args:
+            pieces (2, LLM tokens, up to `MAX_PIECES`): the ids of each token's word pieces, filled up with -1: at the start of
+                a word, and inside one.
+            starts_inside, ends_inside (LLM tokens): whether the token begins, or ends, with a letter or digit, so that it
+                may belong to the same word as its neighbour.
+        """
+        num_tokens, width = pieces.shape[1:]
+        self.pieces.fill_(-1)[:, :num_tokens, :width] = pieces
+        self.starts_inside.zero_()[:num_tokens] = starts_inside
+        self.ends_inside.zero_()[:num_tokens] = ends_inside
+
+    def forward(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens) to (batch, tokens, hidden size); a token without word pieces has the zero vector."""
+        ends_inside = self.ends_inside[input_ids] & attention_mask.bool()
+        inside = self.starts_inside[input_ids] & nn.functional.pad(ends_inside[:, :-1], (1, 0))
+        pieces = self.pieces[inside.long(), input_ids]
+        weights = (pieces >= 0).to(self.word_embeddings.weight.dtype).unsqueeze(-1)
+        embedded = self.word_embeddings(pieces.clamp(min=0).long())
+        return (embedded * weights).sum(2) / weights.sum(2).clamp(min=1)
+
+
 class WideningEmbedding(nn.Module):
     """A token embedding whose table stays in bfloat16 while the network that reads it runs in float32.
 
@@ -122,7 +165,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     # The trained parts stay in float32 when the LLM is loaded in bfloat16.
-    _keep_in_fp32_modules_strict = {r"^(?:hybrid\.)?(?:standardizer|projector|encoder|classifier)\."}
+    _keep_in_fp32_modules_strict = {r"^(?:hybrid\.)?(?:standardizer|projector|words|encoder|classifier)\."}
 
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -130,6 +173,10 @@ class HybridPreTrainedModel(PreTrainedModel):
             init.zeros_(module.mean)
             init.ones_(module.deviation)
             init.constant_(module.clip, float("inf"))
+        elif isinstance(module, WordReader):
+            init.constant_(module.pieces, -1)
+            init.zeros_(module.starts_inside)
+            init.zeros_(module.ends_inside)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, dtype=None, **kwargs):
@@ -204,7 +251,7 @@ class HybridModel(HybridPreTrainedModel):
         llm_hidden_size = config.llm_config.hidden_size
         self.standardizer = HiddenStateStandardizer(len(config.llm_layers), llm_hidden_size)
         if config.encoder_config is None:
-            self.projector = self.encoder = None
+            self.projector = self.words = self.encoder = None
         else:
             merged_size = llm_hidden_size * (len(config.llm_layers) if config.layer_pooling == "concat" else 1)
             self.projector = nn.Sequential(
@@ -216,6 +263,13 @@ class HybridModel(HybridPreTrainedModel):
                     f"{type(self.encoder).__name__} takes no `inputs_embeds`, which is where the projected LLM states "
                     "enter. Choose an encoder that does, e.g. RoBERTa, XLM-R, BERT or ModernBERT."
                 )
+            self.words = None
+            if config.read_words:
+                self.words = WordReader(
+                    config.vocab_size, config.encoder_config.vocab_size, config.encoder_config.hidden_size
+                )
+                if encoder is not None:
+                    self.words.word_embeddings.weight = encoder.get_input_embeddings().weight
             # The projector stands in for the word embeddings, and nobody reads the pooler.
             self.encoder.set_input_embeddings(nn.Identity())
             if getattr(self.encoder, "pooler", None) is not None:
@@ -247,6 +301,7 @@ class HybridModel(HybridPreTrainedModel):
         layer_pooling: str = "mean",
         projector_dropout: float = 0.0,
         layer_dropout: float = 0.0,
+        read_words: bool = False,
         llm_dtype: torch.dtype = torch.float32,
         llm_revision: str = "main",
         encoder_revision: str = "main",
@@ -256,7 +311,8 @@ class HybridModel(HybridPreTrainedModel):
         Args:
             llm, encoder: Hub ids, local directories, or names of the offline backbones (see `backbones.py`, which
                 only a checkout of the kit has). `encoder=None` makes the LLM-only baseline.
-            llm_layers, layer_pooling, projector_dropout, layer_dropout: see [`HybridConfig`].
+            llm_layers, layer_pooling, projector_dropout, layer_dropout, read_words: see [`HybridConfig`]. Which words
+                the LLM's tokens are to the encoder is set afterwards, by `word_table.set_word_table`.
             llm_dtype: precision of the frozen LLM; projector and encoder are float32.
             llm_revision, encoder_revision: branch, tag or commit on the Hub.
 
@@ -279,6 +335,7 @@ class HybridModel(HybridPreTrainedModel):
             layer_pooling=layer_pooling,
             projector_dropout=projector_dropout,
             layer_dropout=layer_dropout,
+            read_words=read_words,
         )
         # With the shortened configuration only the kept blocks are read from disk.
         llm_model = _load_backbone(llm, llm_revision, llm_dtype, config.llm_config)
@@ -345,6 +402,7 @@ class HybridModel(HybridPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         llm_hidden_states: torch.Tensor | None = None,
+        view: str | None = None,
         return_dict: bool = True,
     ) -> BaseModelOutputWithPooling:
         """
@@ -352,19 +410,27 @@ class HybridModel(HybridPreTrainedModel):
             input_ids (batch, tokens): from the LLM's tokenizer, padded on either side.
             attention_mask (batch, tokens): 1 for tokens, 0 for padding; all ones by default.
             llm_hidden_states (batch, layers, tokens, LLM hidden size): what [`hidden_states`] returned for the same
-                texts, in place of `input_ids`: training computes them once.
+                texts, in place of `input_ids` (with `config.read_words`, beside them): training computes them once.
+            view: with `config.read_words`, `"words"` or `"states"` is one of the two readings alone, as they are trained.
 
         Returns:
             `last_hidden_state` (batch, tokens, hidden size) and `pooler_output` (batch, hidden size), its mean over
             the tokens of each text. A text without any token has the zero vector.
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `llm_hidden_states` is given, or it has another shape; the
-                texts have more tokens than `config.max_position_embeddings`; or, outside training, an embedding is not
-                finite.
+            ValueError: not exactly one of `input_ids` and `llm_hidden_states` is given, or (with `config.read_words`) no
+                `input_ids`, or it has another shape; the texts have more tokens than `config.max_position_embeddings`; or,
+                outside training, an embedding is not finite.
         """
-        if (input_ids is None) == (llm_hidden_states is None):
+        if self.words is not None:
+            if input_ids is None:
+                raise ValueError("This model reads words and states: give `input_ids`, also beside `llm_hidden_states`.")
+        elif (input_ids is None) == (llm_hidden_states is None):
             raise ValueError("Give either `input_ids` or `llm_hidden_states`.")
+        elif view is not None:
+            raise ValueError(f"view={view!r}: this model has one reading of a text (config.read_words=False).")
+        if view not in (None, "words", "states"):
+            raise ValueError(f"view must be 'words' or 'states', not {view!r}.")
         given = llm_hidden_states if input_ids is None else input_ids
         if given.dim() != (4 if input_ids is None else 2):
             raise ValueError(
@@ -379,20 +445,28 @@ class HybridModel(HybridPreTrainedModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones(batch_size, num_tokens, dtype=torch.long, device=given.device)
-        if llm_hidden_states is None:
-            llm_hidden_states = self.hidden_states(input_ids, attention_mask)
 
-        states = self.merge_layers(llm_hidden_states)
+        inputs_embeds = []
+        if view != "words":
+            if llm_hidden_states is None:
+                llm_hidden_states = self.hidden_states(input_ids, attention_mask)
+            states = self.merge_layers(llm_hidden_states)
+            if self.encoder is not None:
+                inputs_embeds.append(self.projector(states.to(self.projector[-1].weight.dtype)))
+        if self.words is not None and view != "states":
+            inputs_embeds.append(self.words(input_ids, attention_mask))
         if num_tokens == 0:
-            states = states.new_zeros(batch_size, 0, self.config.hidden_size)
+            states = torch.zeros(batch_size, 0, self.config.hidden_size, device=given.device)
         elif self.encoder is not None:
             # Positions count a text's own tokens, so that padding on the left does not move them.
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0) + self.config.encoder_position_offset
+            readings = len(inputs_embeds)
             states = self.encoder(
-                inputs_embeds=self.projector(states.to(self.projector[-1].weight.dtype)),
-                attention_mask=attention_mask,
-                position_ids=position_ids,
+                inputs_embeds=torch.cat(inputs_embeds),
+                attention_mask=attention_mask.repeat(readings, 1),
+                position_ids=position_ids.repeat(readings, 1),
             ).last_hidden_state
+            states = sum(states.chunk(readings)) / readings
         pooled = masked_mean(states, attention_mask)
         if not self.training:  # which looks at its loss
             _refuse_not_finite(pooled, "embeddings")

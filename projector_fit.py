@@ -47,12 +47,19 @@ def fit_standardizer(model, cache, tokenizer, texts):
 
 
 def fit_projector(
-    model, cache, tokenizer, encoder: str, texts, max_length: int, encoder_revision: str = "main"
+    model,
+    cache,
+    tokenizer,
+    encoder: str,
+    texts,
+    max_length: int,
+    encoder_revision: str = "main",
+    device: str | torch.device = "cpu",
 ) -> dict:
     """Sets the projector of `model` to the ridge regression onto the word embeddings of `encoder`.
 
     The ridge is the one of `RIDGES` that predicts every tenth text best from the others; the projector is then fitted
-    on all of them.
+    on all of them. `device` is where the products are summed up; all else is on the CPU.
 
     Returns:
         `{"r2", "ridge", "tokens"}`: R^2 on the tenth that was held out, over all target dimensions together; the ridge
@@ -65,7 +72,7 @@ def fit_projector(
     # Layers side by side are fitted each alone, and their mean is what the encoder reads: with layer dropout any of them
     # must do without the others.
     parts = len(model.config.llm_layers) if model.config.layer_pooling == "concat" else 1
-    fitted, held_out = [_Moments() for _ in range(parts)], [_Moments() for _ in range(parts)]
+    fitted, held_out = ([_Moments(device) for _ in range(parts)] for _ in range(2))
     was_training = model.training
     model.eval()
     for start in tqdm(range(0, len(texts), TEXTS_PER_STEP), desc="Projector", unit=" steps"):
@@ -135,7 +142,9 @@ def _bos_tokens(tokenizer) -> int:
 class _Moments:
     """Count, sums and products of inputs x (n, p) and targets y (n, q), in float64."""
 
-    def __init__(self):
+    def __init__(self, device="cpu"):
+        # Double precision is slow on some accelerators and unknown to others (MPS).
+        self.device = device if torch.device(device).type == "cuda" else "cpu"
         self.count, self.x, self.y, self.xx, self.xy, self.yy = 0, 0.0, 0.0, 0.0, 0.0, 0.0
         self._pending = []
 
@@ -146,8 +155,8 @@ class _Moments:
         """Adds what is pending in one matrix product, which is far faster than one a text."""
         if not self._pending:
             return
-        x = torch.cat([inputs for inputs, _ in self._pending]).double()
-        y = torch.cat([targets for _, targets in self._pending]).double()
+        x = torch.cat([inputs for inputs, _ in self._pending]).to(self.device).double()
+        y = torch.cat([targets for _, targets in self._pending]).to(self.device).double()
         self._pending = []
         self.count += len(x)
         self.x, self.y = self.x + x.sum(0), self.y + y.sum(0)

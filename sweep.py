@@ -74,12 +74,12 @@ class Recipe:
 
 RECIPES = {
     "tuned": Recipe({}, {}),
-    # The report's architecture without its mistakes, and nothing more: one view of a text, embeddings as they come.
-    "plain": Recipe({"normalize_embeddings": False}, {"consistency_weight": 0.0, "learning_rate": 5e-5}),
+    # The report's architecture without its mistakes, and nothing more: one reading of a text, embeddings as they come.
+    "plain": Recipe({"read_words": False, "normalize_embeddings": False}, {"consistency_weight": 0.0, "learning_rate": 5e-5}),
     "paper": Recipe(
         # Mistakes of the report: LLM states as they come, of which a few dimensions hold nearly all the energy, enter
         # through a random projection ...
-        {"standardize": False, "projector_init": "random", "normalize_embeddings": False},
+        {"read_words": False, "standardize": False, "projector_init": "random", "normalize_embeddings": False},
         {
             # ... that a step of 1e-5 hardly moves on a few hundred texts.
             "learning_rate": 1e-5,

@@ -45,6 +45,7 @@ from trainer import (
     HybridTrainer,
     last_complete_checkpoint,
 )
+from word_table import set_word_table
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,9 @@ class ModelArguments:
     )
     layer_dropout: float = field(
         default=0.5, metadata={"help": "With concat: the probability that a text is trained without a layer."}
+    )
+    read_words: bool = field(
+        default=True, metadata={"help": "Let the encoder read the text from its own word embeddings too."}
     )
     standardize: bool = field(default=True, metadata={"help": "Standardise each dimension of the LLM's states."})
     projector_init: str = field(
@@ -136,7 +140,7 @@ class DataArguments:
 
 @dataclass
 class HybridTrainingArguments(SentenceTransformerTrainingArguments):
-    learning_rate: float = field(default=5e-5, metadata={"help": "Of the encoder."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Of the encoder."})
     projector_learning_rate: float = field(default=2e-4, metadata={"help": "Of the projector."})
     head_learning_rate: float = field(default=1e-3, metadata={"help": "Of the classification head."})
     contrastive_weight: float = field(default=1.0, metadata={"help": "Of the supervised contrastive loss; 0: none."})
@@ -357,6 +361,7 @@ def build_hybrid(
             layer_pooling=pooling,
             projector_dropout=model_args.projector_dropout,
             layer_dropout=model_args.layer_dropout if pooling == "concat" else 0.0,
+            read_words=model_args.read_words and encoder is not None,
             llm_dtype=dtype,
             llm_revision=model_args.llm_revision,
             encoder_revision=model_args.encoder_revision,
@@ -375,11 +380,13 @@ def build_hybrid(
 
     hybrid.cpu()
     projector_fit = None
+    if hybrid.words is not None:
+        set_word_table(hybrid, tokenizer, resolve_backbone(encoder), model_args.encoder_revision)
     if model_args.standardize:
         fit_standardizer(hybrid, cache, tokenizer, unlabelled)
     if encoder is not None and model_args.projector_init == "ridge":
         encoder, revision = resolve_backbone(encoder), model_args.encoder_revision
-        projector_fit = fit_projector(hybrid, cache, tokenizer, encoder, unlabelled, max_seq_length, revision)
+        projector_fit = fit_projector(hybrid, cache, tokenizer, encoder, unlabelled, max_seq_length, revision, device)
     return hybrid_module(hybrid, tokenizer, max_seq_length, cache), projector_fit
 
 

@@ -49,9 +49,16 @@ class HybridModule(InputModule):
             features["llm_hidden_states"] = self.cache.batch(texts, features["attention_mask"])
         return features
 
+    @property
+    def views(self) -> tuple:
+        """The two views of a text that training wants to agree: the encoder's two readings, or twice its only one."""
+        return ("words", "states") if self.model.config.read_words else (None, None)
+
     def forward(self, features, **kwargs):
-        inputs = "llm_hidden_states" if "llm_hidden_states" in features else "input_ids"
-        output = self.model(attention_mask=features["attention_mask"], **{inputs: features[inputs]})
+        names = ["attention_mask", "view", "llm_hidden_states"]
+        if "llm_hidden_states" not in features or self.model.config.read_words:
+            names.append("input_ids")
+        output = self.model(**{name: features[name] for name in names if name in features})
         features["token_embeddings"] = output.last_hidden_state
         return features
 
@@ -80,8 +87,8 @@ class ClassificationHead(Module):
 class ClassificationLoss(nn.Module):
     """Cross-entropy of the head, plus `contrastive_weight` times the supervised contrastive loss of the embeddings.
 
-    With a `consistency_weight` each text is embedded twice, with other dropout and other layers left out. Both views enter
-    the two losses, and `consistency_weight` times the symmetric KL divergence of their predictions is added (R-Drop,
+    With a `consistency_weight` each text is embedded twice: from its words and from the LLM's states, or, by a model with one
+    reading, with other dropout and other layers left out. Both views enter the two losses, and `consistency_weight` times the symmetric KL divergence of their predictions is added (R-Drop,
     Liang et al. 2021, arXiv:2106.14448, equation 2).
 
     In a distributed run the losses are those of the whole batch, the same on every process.
@@ -99,11 +106,13 @@ class ClassificationLoss(nn.Module):
         self.contrastive_weight = contrastive_weight
         self.temperature = temperature
         self.consistency_weight = consistency_weight
+        # Looked up now: in a distributed run `model` is wrapped later.
+        self.views = getattr(model[0], "views", (None, None)) if consistency_weight else (None,)
 
     def forward(self, sentence_features, labels):
         views = []
-        for _ in range(2 if self.consistency_weight else 1):
-            features = self.model(dict(sentence_features[0]))
+        for view in self.views:
+            features = self.model({**sentence_features[0], **({"view": view} if view else {})})
             views.append(gather_batch(features["logits"], features["sentence_embedding"], labels))
         logits, embeddings, labels = (torch.cat(parts) for parts in zip(*views))
         # With --bf16 the similarities would lose the digits that the contrastive loss lives on.
