@@ -194,9 +194,14 @@ def _architecture(directory: Path, record: dict, config, bases: dict[str, str]) 
             inputs = config.llm_config.hidden_size * (
                 len(config.llm_layers) if config.layer_pooling == "concat" else 1
             )
+            reads = "the projected states in place of word embeddings"
+            if config.read_words:
+                reads = (
+                    "each text twice, from the projected states and from its own word embeddings; both are averaged"
+                )
             rows += [
                 f"| projector, trained | linear, {inputs} to {config.hidden_size} |",
-                f"| encoder, trained | {describe('encoder')}; it reads the projected states in place of word embeddings |",
+                f"| encoder, trained | {describe('encoder')}; it reads {reads} |",
             ]
         else:
             summary = "The hidden states of a frozen LLM, standardised and pooled, as text embeddings."

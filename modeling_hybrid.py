@@ -402,7 +402,7 @@ class HybridModel(HybridPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         llm_hidden_states: torch.Tensor | None = None,
-        view: str | None = None,
+        separate_readings: bool = False,
         return_dict: bool = True,
     ) -> BaseModelOutputWithPooling:
         """
@@ -411,11 +411,12 @@ class HybridModel(HybridPreTrainedModel):
             attention_mask (batch, tokens): 1 for tokens, 0 for padding; all ones by default.
             llm_hidden_states (batch, layers, tokens, LLM hidden size): what [`hidden_states`] returned for the same
                 texts, in place of `input_ids` (with `config.read_words`, beside them): training computes them once.
-            view: with `config.read_words`, `"words"` or `"states"` is one of the two readings alone, as they are trained.
+            separate_readings: with `config.read_words`, return both readings, as they are trained, and not their mean.
 
         Returns:
             `last_hidden_state` (batch, tokens, hidden size) and `pooler_output` (batch, hidden size), its mean over
-            the tokens of each text. A text without any token has the zero vector.
+            the tokens of each text. A text without any token has the zero vector. Separate readings are rows: of the
+            states those of all texts, then of the words.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `llm_hidden_states` is given, or (with `config.read_words`) no
@@ -424,13 +425,13 @@ class HybridModel(HybridPreTrainedModel):
         """
         if self.words is not None:
             if input_ids is None:
-                raise ValueError("This model reads words and states: give `input_ids`, also beside `llm_hidden_states`.")
+                raise ValueError(
+                    "This model reads words and states: give `input_ids`, also beside `llm_hidden_states`."
+                )
         elif (input_ids is None) == (llm_hidden_states is None):
             raise ValueError("Give either `input_ids` or `llm_hidden_states`.")
-        elif view is not None:
-            raise ValueError(f"view={view!r}: this model has one reading of a text (config.read_words=False).")
-        if view not in (None, "words", "states"):
-            raise ValueError(f"view must be 'words' or 'states', not {view!r}.")
+        elif separate_readings:
+            raise ValueError("This model has one reading of a text: config.read_words=False.")
         given = llm_hidden_states if input_ids is None else input_ids
         if given.dim() != (4 if input_ids is None else 2):
             raise ValueError(
@@ -446,27 +447,26 @@ class HybridModel(HybridPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones(batch_size, num_tokens, dtype=torch.long, device=given.device)
 
-        inputs_embeds = []
-        if view != "words":
-            if llm_hidden_states is None:
-                llm_hidden_states = self.hidden_states(input_ids, attention_mask)
-            states = self.merge_layers(llm_hidden_states)
-            if self.encoder is not None:
-                inputs_embeds.append(self.projector(states.to(self.projector[-1].weight.dtype)))
-        if self.words is not None and view != "states":
-            inputs_embeds.append(self.words(input_ids, attention_mask))
+        if llm_hidden_states is None:
+            llm_hidden_states = self.hidden_states(input_ids, attention_mask)
+        states = self.merge_layers(llm_hidden_states)
         if num_tokens == 0:
-            states = torch.zeros(batch_size, 0, self.config.hidden_size, device=given.device)
+            states = states.new_zeros(batch_size, 0, self.config.hidden_size)
         elif self.encoder is not None:
+            readings = [self.projector(states.to(self.projector[-1].weight.dtype))]
+            if self.words is not None:
+                readings.append(self.words(input_ids, attention_mask))
             # Positions count a text's own tokens, so that padding on the left does not move them.
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0) + self.config.encoder_position_offset
-            readings = len(inputs_embeds)
             states = self.encoder(
-                inputs_embeds=torch.cat(inputs_embeds),
-                attention_mask=attention_mask.repeat(readings, 1),
-                position_ids=position_ids.repeat(readings, 1),
+                inputs_embeds=torch.cat(readings),
+                attention_mask=attention_mask.repeat(len(readings), 1),
+                position_ids=position_ids.repeat(len(readings), 1),
             ).last_hidden_state
-            states = sum(states.chunk(readings)) / readings
+            if separate_readings:
+                attention_mask = attention_mask.repeat(len(readings), 1)
+            else:
+                states = states.unflatten(0, (len(readings), batch_size)).mean(0)
         pooled = masked_mean(states, attention_mask)
         if not self.training:  # which looks at its loss
             _refuse_not_finite(pooled, "embeddings")

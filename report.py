@@ -238,7 +238,10 @@ def ordered_training_sets(sweeps: dict, chosen: dict) -> list[tuple[str, str]]:
 
 def ceiling_table(sweeps: dict, chosen: dict) -> list[str]:
     """How many test texts encoder and hybrid label right in no run, in some and in every run."""
-    rows = ["| task, training texts | runs | right in every run | unsettled | right in no run |", "|---|---|---|---|---|"]
+    rows = [
+        "| task, training texts | runs | right in every run | unsettled | right in no run |",
+        "|---|---|---|---|---|",
+    ]
     for task, training_set in ordered_training_sets(sweeps, chosen):
         points = sweeps[task, "tuned", training_set]
         hybrid = chosen[task][training_set]["hybrid"]
@@ -291,7 +294,11 @@ def merging_verdict(points: dict) -> list[str]:
         single = sorted(key for key in points if key[0] == kind and len(key[1]) == 1)
         merged = sorted(key for key in points if key[0] == kind and len(key[1]) > 1)
         for key in [*single, *merged]:
-            name = f"layer {key[1][0]}" if key in single else {"concat": "all side by side"}.get(key[2], f"{key[2]} of all")
+            name = (
+                f"layer {key[1][0]}"
+                if key in single
+                else {"concat": "all side by side"}.get(key[2], f"{key[2]} of all")
+            )
             scores, tests = [], []
             for head in (False, True):
                 values = [(point["head"] if head else point)["accuracy"] for point in points[key]]

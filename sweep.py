@@ -75,7 +75,9 @@ class Recipe:
 RECIPES = {
     "tuned": Recipe({}, {}),
     # The report's architecture without its mistakes, and nothing more: one reading of a text, embeddings as they come.
-    "plain": Recipe({"read_words": False, "normalize_embeddings": False}, {"consistency_weight": 0.0, "learning_rate": 5e-5}),
+    "plain": Recipe(
+        {"read_words": False, "normalize_embeddings": False}, {"consistency_weight": 0.0, "learning_rate": 5e-5}
+    ),
     "paper": Recipe(
         # Mistakes of the report: LLM states as they come, of which a few dimensions hold nearly all the energy, enter
         # through a random projection ...

@@ -49,16 +49,13 @@ class HybridModule(InputModule):
             features["llm_hidden_states"] = self.cache.batch(texts, features["attention_mask"])
         return features
 
-    @property
-    def views(self) -> tuple:
-        """The two views of a text that training wants to agree: the encoder's two readings, or twice its only one."""
-        return ("words", "states") if self.model.config.read_words else (None, None)
-
     def forward(self, features, **kwargs):
-        names = ["attention_mask", "view", "llm_hidden_states"]
+        names = ["attention_mask", "llm_hidden_states", "separate_readings"]
         if "llm_hidden_states" not in features or self.model.config.read_words:
             names.append("input_ids")
         output = self.model(**{name: features[name] for name in names if name in features})
+        if features.get("separate_readings"):
+            features["attention_mask"] = features["attention_mask"].repeat(2, 1)
         features["token_embeddings"] = output.last_hidden_state
         return features
 
@@ -107,13 +104,18 @@ class ClassificationLoss(nn.Module):
         self.temperature = temperature
         self.consistency_weight = consistency_weight
         # Looked up now: in a distributed run `model` is wrapped later.
-        self.views = getattr(model[0], "views", (None, None)) if consistency_weight else (None,)
+        self.reads_twice = isinstance(model[0], HybridModule) and model[0].model.config.read_words
 
     def forward(self, sentence_features, labels):
-        views = []
-        for view in self.views:
-            features = self.model({**sentence_features[0], **({"view": view} if view else {})})
-            views.append(gather_batch(features["logits"], features["sentence_embedding"], labels))
+        features = dict(sentence_features[0])
+        outputs = ("logits", "sentence_embedding")
+        if self.consistency_weight and self.reads_twice:
+            embedded = self.model({**features, "separate_readings": True})
+            views = list(zip(*(embedded[name].chunk(2) for name in outputs)))
+        else:
+            passes = [self.model(dict(features)) for _ in range(2 if self.consistency_weight else 1)]
+            views = [tuple(embedded[name] for name in outputs) for embedded in passes]
+        views = [gather_batch(*view, labels) for view in views]
         logits, embeddings, labels = (torch.cat(parts) for parts in zip(*views))
         # With --bf16 the similarities would lose the digits that the contrastive loss lives on.
         with torch.autocast(embeddings.device.type, enabled=False):

@@ -36,7 +36,11 @@ def word_table(tokenizer, encoder_tokenizer):
         pieces[:, token, : len(ids)] = ids
         if len(ids):
             pieces[1, token, 0] = vocabulary.get(prefix + names[int(ids[0])], int(ids[0]))
-    first = encoder_tokenizer.cls_token_id if encoder_tokenizer.cls_token_id is not None else encoder_tokenizer.bos_token_id
+    first = (
+        encoder_tokenizer.cls_token_id
+        if encoder_tokenizer.cls_token_id is not None
+        else encoder_tokenizer.bos_token_id
+    )
     if tokenizer.bos_token_id is not None and first is not None:
         pieces[:, tokenizer.bos_token_id, 0] = first
     starts_inside = torch.tensor([text[:1].isalnum() for text in texts])
@@ -51,6 +55,4 @@ def token_texts(tokenizer) -> list[str]:
     start = len(tokenizer.decode(anchor))
     decoded = tokenizer.batch_decode([[*anchor, token] for token in range(len(tokenizer))])
     special = set(tokenizer.all_special_ids)
-    return [
-        "" if token in special or "\ufffd" in text else text[start:] for token, text in enumerate(decoded)
-    ]
+    return ["" if token in special or "\ufffd" in text else text[start:] for token, text in enumerate(decoded)]

@@ -666,7 +666,7 @@ ROWS = [
     ("a full disk", full_disk(4_000), "evaluate", (TaskFailed, "File too large")),
     (
         "a full disk",
-        full_disk(8_000, MANY_TEXTS),
+        full_disk(4_000, MANY_TEXTS),
         "encode_corpus",
         (SystemExit, "shard-00000000.parquet could not be written: .*File too large"),
     ),
@@ -737,7 +737,7 @@ def test_every_input_has_its_rows():
     [
         ("train", full_disk(20_000), trained),
         ("evaluate", full_disk(4_000), measured),
-        ("encode_corpus", full_disk(8_000, MANY_TEXTS), as_good_text),
+        ("encode_corpus", full_disk(4_000, MANY_TEXTS), as_good_text),
     ],
 )
 def test_after_a_full_disk_the_same_command_succeeds(door, disk, check, case):

@@ -366,3 +366,68 @@ def test_threads_share_a_model(llm_tokenizer):
         with ThreadPoolExecutor(8) as pool:
             for got, want in zip(pool.map(embed, inputs), expected):
                 torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+
+
+def with_words(model: HybridModel) -> HybridModel:
+    """A table of word pieces: token t is piece t mod 90 at the start of a word, and the two after it inside one."""
+    tokens = torch.arange(model.config.vocab_size)
+    at_start = torch.stack([tokens % 90, torch.full_like(tokens, -1)], dim=1)
+    inside = torch.stack([tokens % 90 + 1, tokens % 90 + 2], dim=1)
+    model.words.set_table(torch.stack([at_start, inside]).int(), tokens % 2 == 0, tokens % 3 == 0)
+    return model
+
+
+def test_words_of_a_token_depend_on_the_one_before():
+    words = with_words(make_model(read_words=True)).words
+    table = words.word_embeddings.weight
+    # 9 ends inside a word and 4 starts inside one; 7 does neither; 12 does both.
+    embedded = words(torch.tensor([[9, 4, 7, 4, 12, 12]]), torch.ones(1, 6, dtype=torch.long))[0]
+    torch.testing.assert_close(embedded[0], table[9])
+    torch.testing.assert_close(embedded[1], (table[5] + table[6]) / 2)
+    torch.testing.assert_close(embedded[2], table[7])
+    torch.testing.assert_close(embedded[3], table[4])
+    torch.testing.assert_close(embedded[4], table[12])
+    torch.testing.assert_close(embedded[5], (table[13] + table[14]) / 2)
+    # What stands in the padding is no word before.
+    embedded = words(torch.tensor([[9, 4]]), torch.tensor([[0, 1]]))[0]
+    torch.testing.assert_close(embedded[1], table[4])
+    words.pieces.fill_(-1)
+    assert not words(torch.tensor([[9, 4]]), torch.ones(1, 2, dtype=torch.long)).any()
+
+
+@pytest.mark.parametrize("encoder", encoder_configs())
+def test_two_readings(encoder, tmp_path):
+    """Of the states and of the words, each as by the encoder alone, and the mean of both."""
+    model = with_words(with_statistics(make_model(encoder=encoder, layers=[2, 5], read_words=True)))
+    input_ids, mask = padded(random_ids([5, 11]), "left")
+    with torch.no_grad():
+        both = model(input_ids, mask).pooler_output
+        states, words = model(input_ids, mask, separate_readings=True).pooler_output.chunk(2)
+        positions = (mask.cumsum(1) - 1).clamp(min=0) + model.config.encoder_position_offset
+        inputs_embeds = model.words(input_ids, mask)
+        read = model.encoder(inputs_embeds=inputs_embeds, attention_mask=mask, position_ids=positions)
+        alone = make_model(encoder=encoder, layers=[2, 5])
+        alone.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("words.")})
+        torch.testing.assert_close(states, alone(input_ids, mask).pooler_output)
+        torch.testing.assert_close(words, masked_mean(read.last_hidden_state, mask))
+        torch.testing.assert_close(both, (states + words) / 2)
+        # Neither padding nor the states that a cache has change it.
+        cached = model.hidden_states(input_ids, mask)
+        torch.testing.assert_close(model(input_ids, mask, llm_hidden_states=cached).pooler_output, both)
+        torch.testing.assert_close(model(input_ids[:1, 6:]).pooler_output, both[:1], atol=1e-5, rtol=1e-5)
+        model.save_pretrained(tmp_path)
+        loaded = HybridModel.from_pretrained(tmp_path)
+        assert loaded.words.pieces.dtype == torch.int32 and torch.equal(loaded.words.pieces, model.words.pieces)
+        torch.testing.assert_close(loaded(input_ids, mask).pooler_output, both)
+    with pytest.raises(ValueError, match="give `input_ids`"):
+        model(attention_mask=mask, llm_hidden_states=cached)
+    with pytest.raises(ValueError, match="one reading"):
+        alone(input_ids, mask, separate_readings=True)
+    with pytest.raises(ValueError, match="read_words needs an encoder"):
+        make_model(encoder=None, read_words=True)
+
+
+def test_every_trained_parameter_of_two_readings_gets_a_gradient():
+    model = with_words(make_model(read_words=True)).train()
+    model(random_ids([7])[0][None], separate_readings=True).last_hidden_state.pow(2).sum().backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]

@@ -25,7 +25,8 @@ def test_model_meta_says_what_the_files_say(final, api):
     meta = model_meta(directory, REPO, "0" * 40, NOW, code="https://example.org/code")
     weights = load_file(directory / "model.safetensors")
     assert meta.n_parameters == sum(weight.numel() for weight in weights.values())
-    assert meta.n_embedding_parameters == weights["hybrid.llm.embed_tokens.weight"].numel()
+    tables = ("hybrid.llm.embed_tokens.weight", "hybrid.words.word_embeddings.weight")
+    assert meta.n_embedding_parameters == sum(weights[name].numel() for name in tables)
     assert meta.memory_usage_mb == round((directory / "model.safetensors").stat().st_size / 1024**2)
     assert (meta.embed_dim, meta.max_tokens, meta.license, meta.languages) == (24, 64, "gemma", ["eng-Latn"])
     assert meta.training_datasets is None  # the backbones are local checkpoints, of unknown origin
