@@ -84,9 +84,10 @@ class ClassificationHead(Module):
 class ClassificationLoss(nn.Module):
     """Cross-entropy of the head, plus `contrastive_weight` times the supervised contrastive loss of the embeddings.
 
-    With a `consistency_weight` each text is embedded twice: from its words and from the LLM's states, or, by a model with one
-    reading, with other dropout and other layers left out. Both views enter the two losses, and `consistency_weight` times the symmetric KL divergence of their predictions is added (R-Drop,
-    Liang et al. 2021, arXiv:2106.14448, equation 2).
+    With a `consistency_weight` each text is embedded twice: from its words and from the LLM's states, or, by a model with
+    one reading, with other dropout and other layers left out. Both views enter the two losses, and `consistency_weight`
+    times the symmetric KL divergence of their predictions is added (R-Drop, Liang et al. 2021, arXiv:2106.14448,
+    equation 2).
 
     In a distributed run the losses are those of the whole batch, the same on every process.
     """

@@ -181,3 +181,37 @@ def test_paired_bootstrap():
     # Seeds that disagree make the same difference less certain.
     wavering = np.vstack([a[0]] * 2 + [b[0]] * 3)
     assert report.paired_bootstrap(wavering, b)[3] > report.paired_bootstrap(np.vstack([a[0]] * 5), b)[3]
+
+
+def copied(source, target, **changes):
+    """The point of the file `source`, with `changes`, as one of the file `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps({**json.loads(source.read_text()), **changes}))
+
+
+def test_the_ceiling_the_parts_and_the_merging_of_layers(comparable, tmp_path):
+    measured, at = comparable / "sweep", "EmotionClassification/tuned/train"
+    for seed in range(1, 6):
+        # Without its own words the hybrid is as good as the encoder; layer 4 too, and merging it with 2 is best.
+        encoder, hybrid = measured / at / f"encoder-{seed}.json", measured / at / f"hybrid-{seed}.json"
+        as_hybrid = {"kind": "hybrid", "layers": [2], "settings": {"read_words": False}}
+        copied(encoder, comparable / "ablation" / at / hybrid.name, **as_hybrid)
+        for layer in (2, 4):
+            copied(encoder, comparable / "merging" / at / f"{layer}-{seed}.json", **{**as_hybrid, "layers": [layer]})
+        merged = {"layers": [2, 4], "layer_pooling": "concat"}
+        copied(hybrid, comparable / "merging" / at / f"merged-{seed}.json", **merged)
+    write_report(measured, tmp_path / "report")
+    text = (tmp_path / "report/report.md").read_text()
+
+    def cells(start):
+        (line,) = (line for line in text.splitlines() if line.startswith(f"| {start} |"))
+        return [cell.strip() for cell in line.split("|")[2:-1]]
+
+    # 40 texts: 28 right in all ten runs, the last three in none.
+    assert cells("Emotion, train | 10")[1:] == ["70.0%", "22.5%", "7.5%"]
+    changed = cells("Emotion, train | hybrid, states only")[1:]
+    assert changed[:2] == ["0.7150 (0.5000)", "0.9150 (0.5000)"]
+    assert changed[2].startswith("+0.2000 (+0.0") and float(changed[3]) < 0.01
+    assert cells("hybrid, layer 4")[2:] == ["", "", "", ""]
+    merged = cells("hybrid, all side by side")
+    assert merged[2].startswith("+0.2000 (+0.0") and float(merged[3]) < 0.01 and float(merged[5]) < 0.01

@@ -23,6 +23,7 @@ from llm_cache import LLMStateCache
 from modeling_hybrid import HybridForSequenceClassification, HybridModel
 from train import parse_arguments
 from trainer import ClassificationHead, ClassificationLoss, HybridModule, supervised_contrastive_loss
+from word_table import set_word_table
 
 
 @pytest.fixture(scope="module")
@@ -230,11 +231,18 @@ def test_supervised_contrastive_loss_against_its_formula():
     assert supervised_contrastive_loss(embeddings, torch.arange(6), temperature) == 0
 
 
-def test_two_views_of_a_text(tiny_llm, tiny_encoder):
-    hybrid = HybridModel.from_backbones(
-        tiny_llm, tiny_encoder, llm_layers=[2, 5], layer_pooling="concat", layer_dropout=0.5
-    )
-    first = HybridModule(hybrid, AutoTokenizer.from_pretrained(tiny_llm), 32)
+@pytest.mark.parametrize("read_words", [False, True])
+def test_two_views_of_a_text(read_words, tiny_llm, tiny_encoder):
+    """Two passes with other layers left out, or, where the encoder reads words too, the two readings."""
+    options = {"layer_dropout": 0.0, "read_words": True} if read_words else {"layer_dropout": 0.5}
+    hybrid = HybridModel.from_backbones(tiny_llm, tiny_encoder, llm_layers=[2, 5], layer_pooling="concat", **options)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
+    if read_words:
+        set_word_table(hybrid, tokenizer, tiny_encoder)
+        hybrid.encoder.apply(
+            lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None
+        )
+    first = HybridModule(hybrid, tokenizer, 32)
     head = ClassificationHead(24, 2)
     model = SentenceTransformer(modules=[first, Pooling(24, pooling_mode="mean"), head], device="cpu").train()
     labels = torch.tensor([1, 0, 1, 0, 0, 1, 0, 0])
@@ -243,7 +251,12 @@ def test_two_views_of_a_text(tiny_llm, tiny_encoder):
     torch.manual_seed(0)
     losses = loss([features], labels)
     torch.manual_seed(0)
-    views = [model(dict(features)) for _ in range(2)]
+    if read_words:
+        pooled = hybrid(**features, separate_readings=True).pooler_output.chunk(2)
+        views = [head({"sentence_embedding": embedding}) for embedding in pooled]
+        torch.testing.assert_close(sum(pooled) / 2, model(dict(features))["sentence_embedding"])
+    else:
+        views = [model(dict(features)) for _ in range(2)]
     logits = [view["logits"] for view in views]
     assert not torch.allclose(*logits)
     p, q = (view.softmax(-1) for view in logits)
