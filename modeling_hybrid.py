@@ -117,10 +117,11 @@ class WordReader(nn.Module):
             starts_inside, ends_inside (LLM tokens): whether the token begins, or ends, with a letter or digit, so that it
                 may belong to the same word as its neighbour.
         """
-        num_tokens, width = pieces.shape[1:]
-        self.pieces.fill_(-1)[:, :num_tokens, :width] = pieces
-        self.starts_inside.zero_()[:num_tokens] = starts_inside
-        self.ends_inside.zero_()[:num_tokens] = ends_inside
+        # A tokenizer may know more tokens than the LLM (images, say) or fewer: rows are often filled up to a round number.
+        rows, width = min(pieces.shape[1], self.pieces.shape[1]), pieces.shape[2]
+        self.pieces.fill_(-1)[:, :rows, :width] = pieces[:, :rows]
+        self.starts_inside.zero_()[:rows] = starts_inside[:rows]
+        self.ends_inside.zero_()[:rows] = ends_inside[:rows]
 
     def forward(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(batch, tokens) to (batch, tokens, hidden size); a token without word pieces has the zero vector."""

@@ -36,11 +36,8 @@ def word_table(tokenizer, encoder_tokenizer):
         pieces[:, token, : len(ids)] = ids
         if len(ids):
             pieces[1, token, 0] = vocabulary.get(prefix + names[int(ids[0])], int(ids[0]))
-    first = (
-        encoder_tokenizer.cls_token_id
-        if encoder_tokenizer.cls_token_id is not None
-        else encoder_tokenizer.bos_token_id
-    )
+    in_front = (encoder_tokenizer.cls_token_id, encoder_tokenizer.bos_token_id)
+    first = next((token for token in in_front if token is not None), None)
     if tokenizer.bos_token_id is not None and first is not None:
         pieces[:, tokenizer.bos_token_id, 0] = first
     starts_inside = torch.tensor([text[:1].isalnum() for text in texts])

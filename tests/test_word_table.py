@@ -50,8 +50,9 @@ def test_word_pieces_at_the_start_of_a_word_and_inside_one():
     llm, encoder = sentencepiece_like_tokenizer(), word_piece_tokenizer()
     llm_ids = llm.get_vocab()
     assert token_texts(llm)[llm_ids["▁un"]] == " un"
-    words = WordReader(len(llm), len(PIECES), 4)
-    words.set_table(*word_table(llm, encoder))
+    for rows in (len(llm) - 1, len(llm) + 5):  # fewer than the tokenizer's tokens, and more
+        words = WordReader(rows, len(PIECES), 4)
+        words.set_table(*word_table(llm, encoder))
 
     def read(*tokens):
         input_ids = torch.tensor([[llm_ids[token] for token in tokens]])
