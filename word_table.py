@@ -30,12 +30,12 @@ def word_table(tokenizer, encoder_tokenizer):
     prefix = json.loads(encoder_tokenizer.backend_tokenizer.to_str())["model"].get("continuing_subword_prefix") or ""
     vocabulary = encoder_tokenizer.get_vocab()
     names = {id: name for name, id in vocabulary.items()}
-    pieces = torch.full((2, len(texts), WordReader.MAX_PIECES), -1, dtype=torch.int32)
-    for token, ids in enumerate(at_start):
-        ids = torch.tensor(ids[: WordReader.MAX_PIECES], dtype=torch.int32)
-        pieces[:, token, : len(ids)] = ids
-        if len(ids):
-            pieces[1, token, 0] = vocabulary.get(prefix + names[int(ids[0])], int(ids[0]))
+    width = WordReader.MAX_PIECES
+    rows = [[*ids[:width], *[-1] * (width - len(ids))] for ids in at_start]
+    pieces = torch.tensor([rows, rows], dtype=torch.int32)
+    pieces[1, :, 0] = torch.tensor(
+        [vocabulary.get(prefix + names[row[0]], row[0]) if row[0] >= 0 else -1 for row in rows]
+    )
     in_front = (encoder_tokenizer.cls_token_id, encoder_tokenizer.bos_token_id)
     first = next((token for token in in_front if token is not None), None)
     if tokenizer.bos_token_id is not None and first is not None:
