@@ -1,9 +1,10 @@
 """Draws the figures and tables of a sweep from its results files, with no model and no network.
 
 First the comparison of the hybrid with its two parts over the seeds, with a paired test, on all training texts and on few
-of them; what is out of reach for both; what parts of the recipe bring; what merging layers brings. Then, for each task and training split, after the report of 2024: accuracy and F1 against the layer for LLM-only and
-hybrid, with the encoder alone as lines (its figures 2 to 5); layer merging (its tables 1 and 2); and our place among
-published models (its figure 6). Written as PNG, SVG and `report.md`.
+of them; what is out of reach for both; what parts of the recipe bring; what merging layers brings. Then, for each task and
+training split, after the report of 2024: accuracy and F1 against the layer for LLM-only and hybrid, with the encoder alone as
+lines (its figures 2 to 5); layer merging (its tables 1 and 2); and our place among published models (its figure 6). Written as
+PNG, SVG and `report.md`.
 """
 
 import csv
@@ -31,6 +32,8 @@ LINES = {
 
 # How many published models the rank figure shows at most.
 RANKED = 14
+# Accuracy by mteb's probe, and by the trained head.
+HEADS = (False, True)
 # Draws of the bootstrap.
 RESAMPLES = 10_000
 COMPARISON_NOTE = (
@@ -87,7 +90,7 @@ def write_report(results: str, output: str, mteb_results: str | None = None) -> 
     if len(table := variants_table(sweeps, read_points(Path(results).parent / "ablation"))) > 2:
         text += ["# What parts of the recipe bring", "", *table, "", VARIANTS_NOTE, ""]
     for (task, _, training_set), points in sorted(read_points(Path(results).parent / "merging").items()):
-        text += [f"# Merging layers: {task.removesuffix('Classification')}, {training_set}", ""]
+        text += [f"# Merging layers: {trained_on(task, training_set)}", ""]
         text += [describe(points), "", *merging_verdict(points), "", MERGING_NOTE, ""]
     text += ["# Sweeps over the layers", ""]
     swept = {key: points for key, points in sweeps.items() if key[2] in ("train", "validation")}
@@ -179,8 +182,7 @@ def comparison(points: dict, chosen: dict, head: bool = False) -> dict | None:
         By kind `(mean, deviation over the seeds)`, and under `"seeds"` and `"over"` the seeds that all have, and by kind
         what [`paired_bootstrap`] says of the hybrid over it.
     """
-    keys = {kind: (kind, tuple(c["layers"]), c["layer_pooling"]) for kind, c in chosen.items()}
-    keys["encoder"] = ("encoder", (), "mean")
+    keys = chosen_keys(chosen)
     if not all(key in points for key in keys.values()):
         return None
     groups = {
@@ -214,10 +216,8 @@ def comparison_table(sweeps: dict, chosen: dict) -> list[str]:
                 continue
             cells = [score(result[kind]) for kind in ("llm", "encoder", "hybrid")]
             for kind in ("encoder", "llm"):
-                mean, low, high, p = result["over"][kind]
-                cells += [f"{mean:+.4f} ({low:+.4f} to {high:+.4f})", f"{p:.4f}"]
-            label = f"{task.removesuffix('Classification')}, {training_set}, {name}"
-            rows.append(f"| {label} | {' | '.join(cells)} |")
+                cells += difference_cells(*result["over"][kind])
+            rows.append(f"| {trained_on(task, training_set)}, {name} | {' | '.join(cells)} |")
     return rows
 
 
@@ -243,23 +243,36 @@ def ceiling_table(sweeps: dict, chosen: dict) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for task, training_set in ordered_training_sets(sweeps, chosen):
-        points = sweeps[task, "tuned", training_set]
-        hybrid = chosen[task][training_set]["hybrid"]
-        keys = [("hybrid", tuple(hybrid["layers"]), hybrid["layer_pooling"]), ("encoder", (), "mean")]
-        runs = [[*point["head"]["correct"]] for key in keys for point in points.get(key, ()) if "head" in point]
-        if all(key in points for key in keys) and runs:
+        points, keys = sweeps[task, "tuned", training_set], chosen_keys(chosen[task][training_set])
+        groups = [points.get(keys[kind], []) for kind in ("hybrid", "encoder")]
+        runs = [[*point["head"]["correct"]] for group in groups for point in group if "head" in point]
+        if all(groups) and runs:
             share = (np.array(runs) == "1").mean(0)
             cells = [(share == 1).mean(), ((share > 0) & (share < 1)).mean(), (share == 0).mean()]
-            name = f"{task.removesuffix('Classification')}, {training_set}"
-            rows.append(f"| {name} | {len(runs)} | {' | '.join(f'{cell:.1%}' for cell in cells)} |")
+            cells = " | ".join(f"{cell:.1%}" for cell in cells)
+            rows.append(f"| {trained_on(task, training_set)} | {len(runs)} | {cells} |")
     return rows
 
 
 def tested(a: list[dict], b: list[dict], head: bool) -> list[str]:
     """Two cells of the difference between two models' points of the same seeds, with its interval and its p."""
     seeds = sorted({point["seed"] for point in a} & {point["seed"] for point in b})
-    mean, low, high, p = paired_bootstrap(right_answers(a, seeds, head), right_answers(b, seeds, head))
+    return difference_cells(*paired_bootstrap(right_answers(a, seeds, head), right_answers(b, seeds, head)))
+
+
+def difference_cells(mean: float, low: float, high: float, p: float) -> list[str]:
+    """What [`paired_bootstrap`] returns, as two cells of a table."""
     return [f"{mean:+.4f} ({low:+.4f} to {high:+.4f})", f"{p:.4f}"]
+
+
+def trained_on(task: str, training_set: str) -> str:
+    return f"{task.removesuffix('Classification')}, {training_set}"
+
+
+def chosen_keys(chosen: dict) -> dict[str, tuple]:
+    """By kind, the key that [`read_points`] gives the models of `chosen` (see [`comparison`]), and the encoder alone."""
+    keys = {kind: (kind, tuple(model["layers"]), model["layer_pooling"]) for kind, model in chosen.items()}
+    return {**keys, "encoder": ("encoder", (), "mean")}
 
 
 def variants_table(sweeps: dict, variants: dict) -> list[str]:
@@ -268,13 +281,13 @@ def variants_table(sweeps: dict, variants: dict) -> list[str]:
         "| task, training texts | changed | its probe (head) | the model's | difference by the probe | p | by the head | p |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for key, points in sorted(variants.items()):
+    for (task, recipe, training_set), points in sorted(variants.items()):
         for model, group in sorted(points.items()):
-            if base := sweeps[key].get(model) if key in sweeps else None:
+            if base := sweeps.get((task, recipe, training_set), {}).get(model):
                 name = "hybrid, states only" if model[0] == "hybrid" else "encoder alone, two views"
-                cells = [key[0].removesuffix("Classification") + ", " + key[2], name]
+                cells = [trained_on(task, training_set), name]
                 cells += [f"{accuracy(g):.4f} ({accuracy(g, head=True):.4f})" for g in (group, base)]
-                cells += [*tested(base, group, head=False), *tested(base, group, head=True)]
+                cells += [cell for head in HEADS for cell in tested(base, group, head)]
                 rows.append(f"| {' | '.join(cells)} |")
     return rows
 
@@ -293,19 +306,18 @@ def merging_verdict(points: dict) -> list[str]:
     for kind in ("llm", "hybrid"):
         single = sorted(key for key in points if key[0] == kind and len(key[1]) == 1)
         merged = sorted(key for key in points if key[0] == kind and len(key[1]) > 1)
-        for key in [*single, *merged]:
-            name = (
-                f"layer {key[1][0]}"
-                if key in single
-                else {"concat": "all side by side"}.get(key[2], f"{key[2]} of all")
-            )
-            scores, tests = [], []
-            for head in (False, True):
-                values = [(point["head"] if head else point)["accuracy"] for point in points[key]]
-                scores.append(score((statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)))
-                best = max(single, key=lambda key: accuracy(points[key], head), default=None)
-                tests += tested(points[key], points[best], head) if key in merged and best else ["", ""]
-            rows.append(f"| {CURVES[kind][0]}, {name} | {' | '.join(scores + tests)} |")
+        best = {
+            head: max((points[key] for key in single), key=lambda g: accuracy(g, head), default=None) for head in HEADS
+        }
+        names = {key: f"layer {key[1][0]}" for key in single}
+        names |= {key: "all side by side" if key[2] == "concat" else f"{key[2]} of all" for key in merged}
+        for key, name in names.items():
+            group, cells, tests = points[key], [], []
+            for head in HEADS:
+                values = [(point["head"] if head else point)["accuracy"] for point in group]
+                cells.append(score((statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)))
+                tests += tested(group, best[head], head) if key in merged and single else ["", ""]
+            rows.append(f"| {CURVES[kind][0]}, {name} | {' | '.join(cells + tests)} |")
     return rows
 
 
