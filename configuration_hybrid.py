@@ -132,6 +132,11 @@ class HybridConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @property
+    def layers_side_by_side(self) -> int:
+        """How many layers' states the projector reads beside each other: all with `"concat"`, else one, that of the merged."""
+        return len(self.llm_layers) if self.layer_pooling == "concat" else 1
+
+    @property
     def encoder_position_offset(self) -> int:
         """The encoder's position id of a text's first token: `pad_token_id + 1` in the RoBERTa family, else 0."""
         if self.encoder_config.model_type in _POSITIONS_START_AFTER_PAD:

@@ -25,9 +25,10 @@ PAPERS = {
 }
 RECIPE = (
     "learning_rate head_learning_rate contrastive_weight contrastive_temperature consistency_weight num_train_epochs "
-    "per_device_train_batch_size warmup_steps weight_decay lr_scheduler_type seed "
-    "projector_learning_rate projector_init standardize projector_dropout layer_dropout"
+    "per_device_train_batch_size warmup_steps weight_decay lr_scheduler_type seed"
 ).split()
+# Settings of the LLM's states and the projector.
+HYBRID_RECIPE = "projector_learning_rate projector_init standardize projector_dropout layer_dropout".split()
 
 
 _HUB_LANGUAGE = {"eng": "en"}  # the Hub's usual name; it knows the three letters of mteb too
@@ -191,9 +192,7 @@ def _architecture(directory: Path, record: dict, config, bases: dict[str, str]) 
         if record["settings"]["standardize"]:
             rows.append("| standardisation | each dimension of the states, by statistics of the training texts |")
         if "encoder" in record["backbones"]:
-            inputs = config.llm_config.hidden_size * (
-                len(config.llm_layers) if config.layer_pooling == "concat" else 1
-            )
+            inputs = config.llm_config.hidden_size * config.layers_side_by_side
             reads = "the projected states in place of word embeddings"
             if config.read_words:
                 reads = (
@@ -273,8 +272,7 @@ It needs transformers 5.24 or newer (and sentence-transformers 6.2 or newer for 
 def _training(record: dict) -> str:
     settings, texts = record["settings"], record["texts"]
     source = record["source"].removeprefix(LOCAL)
-    # The last five are settings of the LLM's states and the projector.
-    recipe = RECIPE if "llm" in record["backbones"] else RECIPE[:-5]
+    recipe = [*RECIPE, *(HYBRID_RECIPE if "llm" in record["backbones"] else [])]
     validation = f", {texts['validation']:,} more chose the epoch" if texts["validation"] else ""
     lines = [
         "## Training",

@@ -123,11 +123,15 @@ class WordReader(nn.Module):
         self.starts_inside.zero_()[:rows] = starts_inside[:rows]
         self.ends_inside.zero_()[:rows] = ends_inside[:rows]
 
-    def forward(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens) to (batch, tokens, hidden size); a token without word pieces has the zero vector."""
+    def look_up(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The word pieces (batch, tokens, `MAX_PIECES`) of texts (batch, tokens), filled up with -1."""
         ends_inside = self.ends_inside[input_ids] & attention_mask.bool()
         inside = self.starts_inside[input_ids] & nn.functional.pad(ends_inside[:, :-1], (1, 0))
-        pieces = self.pieces[inside.long(), input_ids]
+        return self.pieces[inside.long(), input_ids]
+
+    def forward(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens) to (batch, tokens, hidden size); a token without word pieces has the zero vector."""
+        pieces = self.look_up(input_ids, attention_mask)
         weights = (pieces >= 0).to(self.word_embeddings.weight.dtype).unsqueeze(-1)
         embedded = self.word_embeddings(pieces.clamp(min=0).long())
         return (embedded * weights).sum(2) / weights.sum(2).clamp(min=1)
@@ -256,9 +260,9 @@ class HybridModel(HybridPreTrainedModel):
         if config.encoder_config is None:
             self.projector = self.words = self.encoder = None
         else:
-            merged_size = llm_hidden_size * (len(config.llm_layers) if config.layer_pooling == "concat" else 1)
             self.projector = nn.Sequential(
-                nn.Dropout(config.projector_dropout), nn.Linear(merged_size, config.encoder_config.hidden_size)
+                nn.Dropout(config.projector_dropout),
+                nn.Linear(llm_hidden_size * config.layers_side_by_side, config.encoder_config.hidden_size),
             )
             self.encoder = encoder or AutoModel.from_config(config.encoder_config)
             if "inputs_embeds" not in inspect.signature(self.encoder.forward).parameters:
@@ -453,23 +457,24 @@ class HybridModel(HybridPreTrainedModel):
         if llm_hidden_states is None:
             llm_hidden_states = self.hidden_states(input_ids, attention_mask)
         states = self.merge_layers(llm_hidden_states)
+        readings = 1 if self.words is None else 2
         if num_tokens == 0:
-            states = states.new_zeros(batch_size, 0, self.config.hidden_size)
+            states = states.new_zeros(readings * batch_size, 0, self.config.hidden_size)
         elif self.encoder is not None:
-            readings = [self.projector(states.to(self.projector[-1].weight.dtype))]
+            inputs_embeds = [self.projector(states.to(self.projector[-1].weight.dtype))]
             if self.words is not None:
-                readings.append(self.words(input_ids, attention_mask))
+                inputs_embeds.append(self.words(input_ids, attention_mask))
             # Positions count a text's own tokens, so that padding on the left does not move them.
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0) + self.config.encoder_position_offset
             states = self.encoder(
-                inputs_embeds=torch.cat(readings),
-                attention_mask=attention_mask.repeat(len(readings), 1),
-                position_ids=position_ids.repeat(len(readings), 1),
+                inputs_embeds=torch.cat(inputs_embeds),
+                attention_mask=attention_mask.repeat(readings, 1),
+                position_ids=position_ids.repeat(readings, 1),
             ).last_hidden_state
-            if separate_readings:
-                attention_mask = attention_mask.repeat(len(readings), 1)
-            else:
-                states = states.unflatten(0, (len(readings), batch_size)).mean(0)
+        if separate_readings:
+            attention_mask = attention_mask.repeat(readings, 1)
+        elif readings > 1:
+            states = states.unflatten(0, (readings, batch_size)).mean(0)
         pooled = masked_mean(states, attention_mask)
         if not self.training:  # which looks at its loss
             _refuse_not_finite(pooled, "embeddings")

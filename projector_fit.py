@@ -71,24 +71,20 @@ def fit_projector(
 
     # Layers side by side are fitted each alone, and their mean is what the encoder reads: with layer dropout any of them
     # must do without the others.
-    parts = len(model.config.llm_layers) if model.config.layer_pooling == "concat" else 1
+    parts = model.config.layers_side_by_side
     fitted, held_out = ([_Moments(device) for _ in range(parts)] for _ in range(2))
-    was_training = model.training
-    model.eval()
     for start in tqdm(range(0, len(texts), TEXTS_PER_STEP), desc="Projector", unit=" steps"):
         for i, text in enumerate(texts[start : start + TEXTS_PER_STEP], start):
             rows, targets = aligned_targets(text, tokenizer, encoder_tokenizer, word_embeddings, max_length)
             if not rows:
                 continue
+            states = cache.states(text).unsqueeze(0)
             with torch.no_grad():
-                inputs = parts * model.merge_layers(cache.states(text).unsqueeze(0))[0, rows]
-            for moments, part in zip(
-                held_out if (i + 1) % HELD_OUT_EVERY == 0 else fitted, inputs.chunk(parts, dim=1)
-            ):
+                inputs = model.standardizer(states)[0] if parts > 1 else model.merge_layers(states)
+            for moments, part in zip(held_out if (i + 1) % HELD_OUT_EVERY == 0 else fitted, inputs[:, rows]):
                 moments.add(part, targets)
         for moments in (*fitted, *held_out):
             moments.flush()
-    model.train(was_training)
     if not fitted[0].count:
         raise ValueError("No token of the training texts could be aligned between the LLM and the encoder.")
 

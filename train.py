@@ -458,8 +458,8 @@ def _training_settings(args: HybridTrainingArguments) -> dict:
     names = (
         "learning_rate projector_learning_rate head_learning_rate contrastive_weight contrastive_temperature "
         "consistency_weight num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
-        "warmup_steps weight_decay max_grad_norm optim adam_beta1 adam_beta2 adam_epsilon lr_scheduler_type early_stopping_patience bf16 seed "
-        "load_best_model_at_end metric_for_best_model world_size"
+        "warmup_steps weight_decay max_grad_norm optim adam_beta1 adam_beta2 adam_epsilon lr_scheduler_type "
+        "early_stopping_patience bf16 seed load_best_model_at_end metric_for_best_model world_size"
     )
     return {name: getattr(value := getattr(args, name), "value", value) for name in names.split()}
 

@@ -108,8 +108,7 @@ class ClassificationLoss(nn.Module):
         self.reads_twice = isinstance(model[0], HybridModule) and model[0].model.config.read_words
 
     def forward(self, sentence_features, labels):
-        features = dict(sentence_features[0])
-        outputs = ("logits", "sentence_embedding")
+        features, outputs = sentence_features[0], ("logits", "sentence_embedding")
         if self.consistency_weight and self.reads_twice:
             embedded = self.model({**features, "separate_readings": True})
             views = list(zip(*(embedded[name].chunk(2) for name in outputs)))

@@ -57,11 +57,8 @@ def main():
                 *("--train_file", str(file), "--validation_share", "0", "--llm_cache_dir", f"{work}/states"),
                 *("--num_train_epochs", "1", "--per_device_train_batch_size", str(BATCH_SIZE)),
                 *("--output_dir", f"{work}/run", "--save_strategy", "no", "--report_to", "none"),
-                *(
-                    "--no_read_words",
-                    "--consistency_weight",
-                    "0",
-                ),  # one reading, one view of each text, as the report's loop has it
+                # One reading and one view of each text, as the report's loop has it.
+                *("--no_read_words", "--consistency_weight", "0"),
             ]
             return fit(*parse_arguments(options), {}, module)[1]["train_seconds"]
 

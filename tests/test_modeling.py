@@ -425,6 +425,9 @@ def test_two_readings(encoder, tmp_path):
                 assert loaded.words.get_buffer(name).dtype == buffer.dtype
                 assert torch.equal(loaded.words.get_buffer(name), buffer)
             torch.testing.assert_close(loaded(input_ids, mask).pooler_output, both, atol=0.1, rtol=0.1)
+    empty = torch.zeros(3, 0, dtype=torch.long)
+    assert not model(empty).pooler_output.any() and model(empty).pooler_output.shape == (3, 24)
+    assert model(empty, separate_readings=True).pooler_output.shape == (6, 24)
     with pytest.raises(ValueError, match="give `input_ids`"):
         model(attention_mask=mask, llm_hidden_states=cached)
     with pytest.raises(ValueError, match="one reading"):

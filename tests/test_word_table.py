@@ -56,9 +56,8 @@ def test_word_pieces_at_the_start_of_a_word_and_inside_one():
 
     def read(*tokens):
         input_ids = torch.tensor([[llm_ids[token] for token in tokens]])
-        ends = words.ends_inside[input_ids]
-        inside = words.starts_inside[input_ids] & torch.nn.functional.pad(ends[:, :-1], (1, 0))
-        return [[PIECES[i] for i in row if i >= 0] for row in words.pieces[inside.long(), input_ids][0].tolist()]
+        pieces = words.look_up(input_ids, torch.ones_like(input_ids))
+        return [[PIECES[i] for i in row if i >= 0] for row in pieces[0].tolist()]
 
     assert read("<bos>", "I", "s", "▁un", "happy", ".") == [["[CLS]"], ["i"], ["##s"], ["un"], ["happy"], ["."]]
     assert read("▁happy", "'", "s", "▁is", "2", "2") == [["happy"], ["'"], ["s"], ["is"], ["##2"], ["##2"]]
